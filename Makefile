@@ -1,0 +1,45 @@
+# All paths are relative and quoted, so the clone may lie anywhere, in a folder with spaces too.
+# Another interpreter: make test PYTHON=python3.13
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help: ## Show this list
+	@echo 'torchmor: smaller and faster ODE layers for trained PyTorch networks'
+	@echo
+	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'The first run installs everything into .venv (about 1.2 GB). make demo PYTHON=... picks another Python >= 3.11.'
+
+demo: $(INSTALLED) ## Train a small convolutional Neural ODE, reduce it, print the table, write the report
+	$(BIN)/torchmor demo
+
+test: lint ## Run all that CI runs: lint, then every test
+	$(BIN)/pytest -n 2 --dist loadscope
+
+lint: $(INSTALLED) ## Check style, formatting and the dependency rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED) ## Measure speed and memory on this machine
+	$(BIN)/python -m torchmor.experiments.benchmark
+
+clean: ## Remove .venv and all that was built; reports stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One pip call with the constraints: torch is never resolved unpinned. The stamp is written last, so an
+# interrupted installation is taken up again.
+$(INSTALLED): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "torchmor: expected Python >= 3.11, got PYTHON=$(PYTHON) ($$("$(PYTHON)" --version 2>&1 || true))," \
+	         "do: make $(MAKECMDGOALS) PYTHON=/path/to/a/newer/python3" >&2; exit 1; }
+	@echo 'torchmor: installing into .venv'
+	@"$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,test,dev]'
+	@touch $(INSTALLED)

@@ -1,0 +1,1 @@
+"""torchmor between PyTorch and the engine: the only package that knows both."""

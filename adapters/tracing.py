@@ -1,0 +1,372 @@
+"""From an ODE function in torch to its stage chain.
+
+The function is traced, not pattern-matched: `make_fx` on the functionalised f gives a flat graph of aten operations,
+and each node is classified by how it depends on (y, u, t): constant, affine, or componentwise in affine values.
+Anything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse as sps
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
+
+from torchmor.adapters.affine_regions import AffineNode, RegionOperator
+from torchmor.adapters.operations import AFFINE, ARITHMETIC, COMPONENTWISE, IDENTITY, REFUSED, SHAPE_ONLY
+from torchmor.engine.affine import AffineMap
+from torchmor.engine.errors import UnsupportedOperationError
+from torchmor.engine.expressions import PARAMETERS, Expression, apply_primitive
+from torchmor.engine.stages import Stage, StageChain
+
+#: Affine maps with at most this many entries become dense matrices at once; larger ones stay opaque.
+DENSE_ENTRIES = 2**20
+
+_OPERATORS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv}
+
+
+def trace(f: Callable, y: torch.Tensor, u: torch.Tensor | None = None, t: float = 0.0) -> StageChain:
+    """Trace an ODE function into its stage chain.
+
+    Law: ``chain(y.T, u.T, t) == f(t, y, u).T`` with the state flattened, in float64; it is checked at the example.
+
+    Parameters
+    ----------
+    f
+        Function or module f(t, y, u) → tensor of the shape of y, independent of the other samples of the batch.
+        A module is copied: its counters do not move.
+    y
+        Example state (batch, …).
+    u
+        Example input (batch, p), or None.
+    t
+        Example time.
+
+    Raises
+    ------
+    UnsupportedOperationError
+        f contains an operation that is neither affine nor componentwise, branches on data, or mixes samples.
+    """
+    f = _frozen_copy(f)
+    with torch.no_grad():
+        graph = _capture(f, torch.tensor(t, dtype=y.dtype, device=y.device), y[:1], None if u is None else u[:1])
+        chain = _Classifier(graph, y.shape[1:], None if u is None else u.shape[1]).chain()
+        _check(chain, f, y, u, t)
+    return chain
+
+
+def _frozen_copy(f: Callable) -> Callable:
+    if not isinstance(f, torch.nn.Module):
+        return f
+    return copy.deepcopy(f).eval()
+
+
+def _capture(f, t, y, u) -> torch.fx.GraphModule:
+    """Return the float64 graph of f for one sample, without views of mutated tensors."""
+    arguments = (t, y) if u is None else (t, y, u)
+    functionalized = torch.func.functionalize(lambda *a: f(*a, *((None,) if u is None else ())))
+    try:
+        # the second pass functionalises what composite operations (circular padding) mutate inside themselves,
+        # and moves constants to float64 on the CPU
+        graph = make_fx(functionalized, record_stack_traces=True)(*arguments)
+        _to_float64(graph)
+        arguments = tuple(a.detach().to("cpu", torch.float64) for a in arguments)
+        with preserve_node_meta():
+            interpreter = torch.fx.Interpreter(graph)
+            graph = make_fx(torch.func.functionalize(interpreter.run), record_stack_traces=False)(*arguments)
+    except RuntimeError as error:
+        if "data-dependent" in str(error) or "value out of a tracing tensor" in str(error):
+            raise UnsupportedOperationError(
+                "the ODE function branches on, or reads as a Python number, a value that depends on the state, the "
+                "input or the time; expected tensor operations only: use torch.where instead of if, and t itself "
+                "instead of t.item()"
+            ) from error
+        raise
+    graph.graph.eliminate_dead_code()
+    return graph
+
+
+def _to_float64(graph: torch.fx.GraphModule) -> None:
+    def cast(tensor):
+        return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else None)
+
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(graph, node.target)
+            if isinstance(value, torch.Tensor):
+                delattr(graph, node.target)
+                graph.register_buffer(node.target, cast(value))
+        kwargs = dict(node.kwargs)
+        if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
+            kwargs["dtype"] = torch.float64
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("cpu")
+        node.kwargs = kwargs
+    graph.recompile()
+
+
+def _check(chain, f, y, u, t) -> None:
+    """Compare chain and f on a batch of distinct samples."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(max(3, len(y)), *y.shape[1:], generator=generator).to(y)
+    batch = y[torch.arange(len(noise)) % len(y)] + (y.std() if y.numel() > 1 else 1.0) * 0.1 * noise
+    inputs = None if u is None else u[torch.arange(len(noise)) % len(u)]
+    expected = f(torch.tensor(t, dtype=y.dtype, device=y.device), batch, inputs)
+    if expected.shape != batch.shape:
+        raise UnsupportedOperationError(f"f returned shape {tuple(expected.shape)} for a state of {tuple(batch.shape)}")
+    columns = batch.reshape(len(batch), -1).to("cpu", torch.float64).numpy().T
+    value = chain(columns, None if u is None else inputs.to("cpu", torch.float64).numpy().T, t)
+    expected = expected.reshape(len(batch), -1).to("cpu", torch.float64).numpy().T
+    error = np.abs(value - expected).max()
+    tolerance = 1e4 * torch.finfo(y.dtype).eps * max(1.0, np.abs(expected).max())
+    if not error <= tolerance:
+        raise UnsupportedOperationError(
+            f"the traced ODE function differs from the function by {error:.1e} (allowed {tolerance:.1e}): it mixes the "
+            "samples of a batch, keeps a hidden state, or is random; expected a function of (t, y, u) alone"
+        )
+
+
+@dataclass(eq=False)
+class _Pointwise:
+    """A componentwise function of affine values of one shape, not yet a stage."""
+
+    leaves: tuple[AffineNode, ...]
+    expression: Expression
+    shape: torch.Size
+
+
+@dataclass(eq=False)
+class _Classifier:
+    """Walks the graph once; `stages` and the output are collected on the way."""
+
+    graph: torch.fx.GraphModule
+    state_shape: torch.Size
+    input_size: int | None
+    stages: list[tuple[str, _Pointwise]] = field(default_factory=list)
+    sources: dict[str, AffineNode] = field(default_factory=dict)
+    materialised: dict[int, AffineNode] = field(default_factory=dict)
+
+    def chain(self) -> StageChain:
+        placeholders = iter(("t", "y", "u"))
+        shapes = {"t": (), "y": (1, *self.state_shape), "u": (1, self.input_size)}
+        values = {}
+        for node in self.graph.graph.nodes:
+            if node.op == "placeholder":
+                name = next(placeholders)
+                values[node] = self._source(name, shapes[name])
+            elif node.op == "get_attr":
+                values[node] = getattr(self.graph, node.target)
+            elif node.op == "output":
+                (result,) = node.args
+                output = self._affine(values[result] if isinstance(result, torch.fx.Node) else result)
+            else:
+                args = torch.fx.node.map_arg(node.args, values.__getitem__)
+                kwargs = torch.fx.node.map_arg(node.kwargs, values.__getitem__)
+                values[node] = self._operation(node, args, kwargs)
+        stages = tuple(
+            Stage(name, value.expression, self._map([self._expand(leaf, value.shape) for leaf in value.leaves]))
+            for name, value in self.stages
+        )
+        n = int(np.prod(self.state_shape))
+        return StageChain(n, self.input_size or 0, stages, self._map([self._expand(output, (1, *self.state_shape))]))
+
+    def _source(self, name, shape) -> AffineNode:
+        self.sources[name] = AffineNode.source(name, torch.Size(shape))
+        return self.sources[name]
+
+    def _operation(self, node, args, kwargs):
+        name = _name(node.target)
+        if not any(isinstance(a, AffineNode | _Pointwise) for a in _flat((args, kwargs))):
+            return _call(node.target, args, kwargs)
+        if node.target is operator.getitem:
+            value, index = args
+            if isinstance(value, list | tuple):
+                return value[index]
+            if isinstance(value, _Pointwise):  # further results of a componentwise operation are for its gradient
+                return value
+            return AffineNode.call(operator.getitem, args, {})
+        if name in SHAPE_ONLY:
+            like = [torch.zeros(a.shape, dtype=torch.float64) if _depends(a) else a for a in args]
+            return _call(node.target, like, kwargs)
+        if name in IDENTITY:
+            return args[0]
+        if name == "copy":  # out-of-place copy of args[1] into the shape of args[0]
+            return self._expand(self._affine(args[1]), args[0].shape)
+        if name in ARITHMETIC:
+            return self._arithmetic(node, name, args, kwargs)
+        if name in COMPONENTWISE:
+            return self._componentwise(node, name, args, kwargs)
+        if name in AFFINE:
+            return self._affine_call(node, name, args, kwargs)
+        raise self._unsupported(node, REFUSED.get(name, "it is neither affine nor componentwise"))
+
+    def _affine_call(self, node, name, args, kwargs):
+        dependent = {i for i, a in enumerate(args) if any(_depends(v) for v in _flat(a))}
+        if any(_depends(v) for v in _flat(kwargs)) or not any(dependent <= set(p) for p in AFFINE[name]):
+            raise self._unsupported(node, "several of its arguments depend on the state: a product of them")
+        if name.endswith("batch_norm") and args[5]:
+            raise self._unsupported(node, "it uses the statistics of the batch; call eval() on the function")
+        args = torch.utils._pytree.tree_map(lambda a: self._affine(a) if _depends(a) else a, args)
+        # a view of what was contiguous in the original program may have to copy here
+        return AffineNode.call(torch.reshape if name == "reshape" else node.target, args, kwargs)
+
+    def _arithmetic(self, node, name, args, kwargs):
+        a, *rest = (_scalar(x) for x in args)
+        b = rest[0] if rest else None
+        if name == "neg":
+            return self._scaled(a, -1.0)
+        alpha = kwargs.get("alpha", rest[1] if len(rest) > 1 else 1)
+        if kwargs.get("rounding_mode") is not None:
+            raise self._unsupported(node, "it rounds")
+        if name == "rsub":
+            name, a, b = "sub", b, a
+            if alpha != 1:
+                raise self._unsupported(node, "it has a factor alpha")
+        if name in ("add", "sub"):
+            return self._sum(a, self._scaled(b, alpha) if alpha != 1 else b, name)
+        if _depends(b) and (name == "div" or _depends(a)):
+            return self._fuse(name, [a, b])
+        if isinstance(b, AffineNode | _Pointwise):
+            a, b = b, a  # constant times dependent
+        if isinstance(a, _Pointwise) and isinstance(b, float):
+            return _Pointwise(a.leaves, apply_primitive(name, [a.expression, b]), a.shape)
+        return AffineNode.call(_OPERATORS[name], (self._affine(a), b), {})
+
+    def _scaled(self, a, factor):
+        if not _depends(a):
+            return a * factor
+        if isinstance(a, _Pointwise):
+            return _Pointwise(a.leaves, apply_primitive("mul", [a.expression, float(factor)]), a.shape)
+        return AffineNode.call(operator.mul, (a, float(factor)), {})
+
+    def _sum(self, a, b, name):
+        pointwise = [x for x in (a, b) if isinstance(x, _Pointwise)]
+        scalar = isinstance(a, float) or isinstance(b, float)
+        together = len(pointwise) == 2 and set(a.leaves) == set(b.leaves) and a.shape == b.shape
+        if pointwise and (scalar or together):
+            return self._fuse(name, [a, b])
+        operands = [self._affine(x) if _depends(x) else x for x in (a, b)]
+        return AffineNode.call(_OPERATORS[name], tuple(operands), {})
+
+    def _componentwise(self, node, name, args, kwargs):
+        schema = node.target._schema.arguments
+        given = {argument.name: value for argument, value in zip(schema, args, strict=False)} | kwargs
+        operands, parameters = [], {}
+        for argument in schema:
+            value = given.get(argument.name, argument.default_value if argument.has_default_value() else None)
+            if argument.name in PARAMETERS.get(COMPONENTWISE[name], ()):
+                if _depends(value):
+                    raise self._unsupported(node, f"its parameter '{argument.name}' depends on the state")
+                parameters[argument.name] = _scalar(value) if value is not None else None
+            elif "Tensor" in str(argument.type) or argument.name in ("self", "other", "exponent"):
+                operands.append(_scalar(value))
+        if name == "rrelu_with_noise":
+            if given.get("training"):
+                raise self._unsupported(node, "it is random in training mode; call eval() on the function")
+            operands = operands[:1]
+            parameters = {"negative_slope": (given.get("lower", 1 / 8) + given.get("upper", 1 / 3)) / 2}
+        if name == "pow" and operands[1] == 1.0:
+            return operands[0]
+        return self._fuse(COMPONENTWISE[name], operands, parameters)
+
+    def _fuse(self, primitive: str, operands: Sequence, parameters=None) -> _Pointwise:
+        """Apply a primitive to operands of broadcast shape, as one componentwise function of all their leaves."""
+        shape = torch.broadcast_shapes(*(x.shape for x in operands if not isinstance(x, float)))
+        prepared = []
+        for x in operands:
+            if isinstance(x, torch.Tensor):
+                x = AffineNode.constant(x)
+            elif isinstance(x, _Pointwise) and x.shape != shape:
+                x = self._affine(x)
+            prepared.append(x)
+        parts = [x if isinstance(x, float) else _as_pointwise(x, shape) for x in prepared]
+        leaves = tuple(dict.fromkeys(leaf for p in parts if not isinstance(p, float) for leaf in p.leaves))
+        position = {leaf: i for i, leaf in enumerate(leaves)}
+        expressions = [
+            p if isinstance(p, float) else p.expression.with_arguments([position[x] for x in p.leaves], len(leaves))
+            for p in parts
+        ]
+        return _Pointwise(leaves, apply_primitive(primitive, expressions, parameters), shape)
+
+    def _affine(self, value) -> AffineNode:
+        """Return the value as an affine node: a componentwise function becomes a stage and its value a source."""
+        if isinstance(value, torch.Tensor):
+            return AffineNode.constant(value)
+        if isinstance(value, AffineNode):
+            return value
+        if id(value) not in self.materialised:
+            name = f"g{len(self.stages) + 1}"
+            self.stages.append((name, value))  # keeps the value alive, so its id stays unique
+            self.materialised[id(value)] = self._source(name, value.shape)
+        return self.materialised[id(value)]
+
+    @staticmethod
+    def _expand(node: AffineNode, shape) -> AffineNode:
+        if node.shape == torch.Size(shape):
+            return node
+        return AffineNode.call(torch.broadcast_to, (node, tuple(shape)), {})
+
+    def _map(self, nodes: Sequence[AffineNode]) -> AffineMap:
+        """Stack affine nodes into one affine map of the sources they read."""
+        names = [s for s in self.sources if any(s in node.sources for node in nodes)]
+        sources = {s: self.sources[s] for s in names}
+        sizes = tuple(source.size for source in sources.values())
+        if len(nodes) == 1 and nodes[0] in sources.values():
+            return AffineMap(tuple(names), sizes, sps.eye_array(sizes[0], format="csr"), np.zeros(sizes[0]))
+        region = RegionOperator(sources, nodes)
+        linear = region
+        if region.shape[0] * region.shape[1] <= DENSE_ENTRIES:
+            linear = region @ np.eye(region.shape[1]) if names else np.zeros(region.shape)
+        return AffineMap(tuple(names), sizes, linear, region.shift)
+
+    def _unsupported(self, node, reason: str) -> UnsupportedOperationError:
+        place = (node.meta.get("stack_trace") or "").strip().splitlines()
+        place = f" at {place[-2].strip()}: {place[-1].strip()}" if len(place) > 1 else ""
+        return UnsupportedOperationError(
+            f"the ODE function contains '{_name(node.target)}'{place}, which cannot be reduced: {reason}. Supported are "
+            "affine operations (linear layers, convolutions, average pooling, padding, batch normalisation in eval "
+            "mode, slicing, reshaping), componentwise functions, their sums, products and compositions"
+        )
+
+
+def _as_pointwise(node: AffineNode | _Pointwise, shape) -> _Pointwise:
+    if isinstance(node, _Pointwise):
+        return node
+    if node.shape != shape:
+        node = AffineNode.call(torch.broadcast_to, (node, tuple(shape)), {})
+    return _Pointwise((node,), Expression(1, ()), shape)
+
+
+def _name(target) -> str:
+    if not isinstance(target, torch._ops.OpOverload):
+        return getattr(target, "__name__", str(target))
+    name = target._schema.name.removeprefix("aten::")
+    if name in ("view", "view_copy", "_unsafe_view", "_reshape_copy", "unsafe_view"):
+        return "reshape"
+    name = name.removesuffix("_copy") if name not in ("_to_copy", "lift_fresh_copy") else name
+    return {"unsafe_split": "split", "divide": "div", "subtract": "sub", "multiply": "mul"}.get(name, name)
+
+
+def _call(target, args, kwargs):
+    return target(*args, **kwargs)
+
+
+def _depends(value) -> bool:
+    return isinstance(value, AffineNode | _Pointwise)
+
+
+def _flat(value) -> list:
+    return torch.utils._pytree.tree_leaves(value)
+
+
+def _scalar(value):
+    """Return numbers, and constant tensors of one element, as floats."""
+    if isinstance(value, torch.Tensor) and value.dim() == 0:
+        return float(value)
+    return float(value) if isinstance(value, int | float | bool) else value

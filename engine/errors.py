@@ -1,0 +1,65 @@
+"""The errors and warnings of torchmor.
+
+Every message says what was expected, what came, and how to mend it. Each class also derives from the
+built-in exception that Python programmers would catch, so `except ValueError` keeps working.
+"""
+
+
+class TorchmorError(Exception):
+    """Base class of all errors that torchmor raises on purpose."""
+
+
+class ShapeError(TorchmorError, ValueError):
+    """An array or tensor has the wrong shape."""
+
+
+class DtypeError(TorchmorError, TypeError):
+    """An array or tensor has the wrong dtype."""
+
+
+class DeviceError(TorchmorError, ValueError):
+    """Tensors that must share a device do not."""
+
+
+class NonFiniteError(TorchmorError, ValueError):
+    """Data or a solution contains NaN or infinity."""
+
+
+class CalibrationError(TorchmorError, ValueError):
+    """Calibration data is empty, can be read only once, or does not fit the network."""
+
+
+class SizeError(TorchmorError, ValueError):
+    """A requested reduced size is impossible for the state, a stage or the calibration data."""
+
+
+class SignatureError(TorchmorError, TypeError):
+    """An ODE function takes other arguments than ``(t, y)`` or ``(t, y, u)``, or returns another shape."""
+
+
+class UnknownLayerError(TorchmorError, LookupError):
+    """The network has no ODE layer of the given name."""
+
+
+class UnsupportedOperationError(TorchmorError, NotImplementedError):
+    """The ODE function contains an operation that cannot become part of a stage chain."""
+
+
+class SolverError(TorchmorError, ArithmeticError):
+    """An ODE solver failed: the solution diverged, or the step size underflowed."""
+
+
+class InputError(TorchmorError, ValueError):
+    """The input signal u does not fit the layer: missing, superfluous, or of the wrong form."""
+
+
+class FileFormatError(TorchmorError, ValueError):
+    """A saved file is damaged, is no torchmor file, or has a format that this version cannot read."""
+
+
+class NoRecordError(TorchmorError, AttributeError):
+    """The layer holds the reduced operators only; the record of its reduction was not saved with it."""
+
+
+class NotReducedWarning(UserWarning):
+    """The requested sizes shrink nothing: the returned layer is not smaller than the original."""

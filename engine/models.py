@@ -1,0 +1,102 @@
+"""The pyMOR model of an ODE layer."""
+
+import numpy as np
+from pymor.models.basic import InstationaryModel
+from pymor.operators.constructions import IdentityOperator
+
+from torchmor.engine.inputs import input_function
+from torchmor.engine.operators import InitialStateOperator, OdeFunctionOperator
+from torchmor.engine.stages import StageChain
+
+
+class OdeLayerModel(InstationaryModel):
+    """A pyMOR InstationaryModel whose input may also be a plain callable of t, or samples at `input_times`.
+
+    Parameters
+    ----------
+    input_times
+        Times of input samples.
+    interpolation
+        'linear' or 'previous'.
+
+    All other parameters are those of InstationaryModel.
+    """
+
+    def __init__(
+        self,
+        T,
+        initial_data,
+        operator,
+        rhs=None,
+        mass=None,
+        time_stepper=None,
+        num_values=None,
+        output_functional=None,
+        products=None,
+        error_estimator=None,
+        visualizer=None,
+        input_times=None,
+        interpolation="linear",
+        name=None,
+    ):
+        super().__init__(
+            T,
+            initial_data,
+            operator,
+            rhs,
+            mass=mass,
+            time_stepper=time_stepper,
+            num_values=num_values,
+            output_functional=output_functional,
+            products=products,
+            error_estimator=error_estimator,
+            visualizer=visualizer,
+            name=name,
+        )
+        self.__auto_init(locals())
+
+    def compute(self, *args, input=None, **kwargs):
+        """Compute quantities of the model; see pyMOR's Model.compute."""
+        if input is not None:
+            input = input_function(input, self.dim_input, self.input_times, self.interpolation)
+        return super().compute(*args, input=input, **kwargs)
+
+
+def ode_layer_model(chain: StageChain, time_stepper, *, encode=None, decode=None, input_times=None,
+                    interpolation="linear", name=None) -> OdeLayerModel:  # fmt: skip
+    """Build the model ``y' + A(y) = 0``, A = −f, of an ODE function f on the time grid of its layer.
+
+    Solving needs the parameter 'initial_state' and, if f reads it, the input. The model's output is the (decoded)
+    state.
+
+    Parameters
+    ----------
+    chain
+        The ODE function f.
+    time_stepper
+        A :class:`~torchmor.engine.time_steppers.LayerTimeStepper`.
+    encode
+        Affine map from the initial state (n) to the model's state (r); None for the identity.
+    decode
+        Affine map from the model's state (r) to the layer's state (n); None for the identity.
+    input_times, interpolation
+        How input samples are read.
+    name
+        Name of the model.
+    """
+    operator = OdeFunctionOperator(-chain, name="minus_f")
+    initial_size = chain.state_size if encode is None else encode.sizes[0]
+    if decode is None:
+        output = IdentityOperator(operator.source)
+    else:
+        output = OdeFunctionOperator(StageChain(chain.state_size, 0, (), decode), name="decode")
+    return OdeLayerModel(
+        T=float(np.abs(time_stepper.times[-1] - time_stepper.times[0])),
+        initial_data=InitialStateOperator(initial_size, encode, name="initial_state"),
+        operator=operator,
+        time_stepper=time_stepper,
+        output_functional=output,
+        input_times=input_times,
+        interpolation=interpolation,
+        name=name,
+    )

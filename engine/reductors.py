@@ -1,0 +1,66 @@
+"""pyMOR reductor for models of ODE layers."""
+
+import numpy as np
+from pymor.reductors.basic import ProjectionBasedReductor
+
+from torchmor.engine.affine import AffineMap
+from torchmor.engine.models import ode_layer_model
+
+
+class OdeLayerReductor(ProjectionBasedReductor):
+    """Petrov–Galerkin projection of an ODE layer's model, with its stages sampled one by one.
+
+    The reduced-order model is ``z' = Wᵀ f̂(t, c + V z, u)``, ``z(0) = Wᵀ (y(0) − c)`` with the output
+    ``y ≈ c + V z``; in f̂ each stage g that has an interpolation is ``lift @ g[points]``. Without interpolations it is
+    the model of pyMOR's InstationaryRBReductor. In contrast to an EmpiricalInterpolatedOperator of the whole f,
+    the linear parts of f stay exact and every stage of a layered f is evaluated at few points.
+
+    Parameters
+    ----------
+    fom
+        Model built by :func:`~torchmor.engine.models.ode_layer_model`.
+    RB
+        VectorArray of r basis vectors V; None keeps the full state.
+    interpolations
+        Stage name → :class:`~torchmor.engine.stages.Interpolation`.
+    test_basis
+        VectorArray of r vectors W with ``Wᵀ V = I``; V by default, which must then be orthonormal.
+    offset
+        VectorArray of length 1: c, zero by default.
+    """
+
+    def __init__(self, fom, RB=None, interpolations=None, test_basis=None, offset=None):
+        if RB is None:
+            super().__init__(fom, {})
+        else:
+            super().__init__(fom, {"RB": RB, "test": RB if test_basis is None else test_basis})
+        self.__auto_init(locals())
+
+    def project_operators(self):
+        if self.RB is None:
+            chain = (-self.fom.operator.chain).reduce(interpolations=self.interpolations)
+            return {"chain": chain}
+        trial, test = self.bases["RB"].to_numpy(), self.bases["test"].to_numpy()
+        offset = None if self.offset is None else self.offset.to_numpy()[:, 0]
+        c = np.zeros(len(trial)) if offset is None else offset
+        r, n = trial.shape[1], trial.shape[0]
+        return {
+            "chain": (-self.fom.operator.chain).reduce(trial, test, offset, self.interpolations),
+            "encode": AffineMap(("y",), (n,), test.T, -test.T @ c),
+            "decode": AffineMap(("y",), (r,), trial, c),
+        }
+
+    def build_rom(self, projected_operators, error_estimator):
+        return ode_layer_model(
+            time_stepper=self.fom.time_stepper,
+            input_times=self.fom.input_times,
+            interpolation=self.fom.interpolation,
+            **projected_operators,
+        )
+
+    def reconstruct(self, u, basis="RB"):
+        """Return ``c + V u``."""
+        if self.RB is None:
+            return u.copy()
+        U = super().reconstruct(u, basis)
+        return U if self.offset is None else U + self.offset[np.zeros(len(u), dtype=int)]

@@ -1,0 +1,47 @@
+"""Butcher tableaux of the explicit Runge–Kutta methods, as data.
+
+Pure Python: the pyMOR time stepper and the torch solver read the same numbers.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ButcherTableau:
+    """Coefficients of an explicit Runge–Kutta method.
+
+    One step from t to t + h is ``k_i = f(t + c_i h, y + h Σ_{j<i} a_ij k_j)`` and ``y + h Σ_i b_i k_i``.
+
+    Parameters
+    ----------
+    a
+        Strictly lower triangle, row by row: row i has i entries.
+    b
+        Weights.
+    c
+        Nodes.
+    order
+        Order of convergence.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    order: int
+
+
+#: The fixed-step methods of torchdiffeq, by its names. Its ``rk4`` is Kutta's 3/8 rule, not the classical method.
+TABLEAUX = {
+    "euler": ButcherTableau(a=((),), b=(1.0,), c=(0.0,), order=1),
+    "midpoint": ButcherTableau(a=((), (1 / 2,)), b=(0.0, 1.0), c=(0.0, 1 / 2), order=2),
+    "heun2": ButcherTableau(a=((), (1.0,)), b=(1 / 2, 1 / 2), c=(0.0, 1.0), order=2),
+    "heun3": ButcherTableau(
+        a=((), (1 / 3,), (0.0, 2 / 3)), b=(1 / 4, 0.0, 3 / 4), c=(0.0, 1 / 3, 2 / 3), order=3
+    ),
+    "rk4": ButcherTableau(
+        a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
+        b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
+        c=(0.0, 1 / 3, 2 / 3, 1.0),
+        order=4,
+    ),
+}

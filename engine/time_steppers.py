@@ -1,0 +1,107 @@
+"""Explicit Runge–Kutta time stepping of pyMOR models on the time grid of an ODE layer."""
+
+import numpy as np
+from pymor.algorithms.timestepping import TimeStepper
+from pymor.operators.constructions import IdentityOperator
+from pymor.operators.interface import Operator
+from pymor.parameters.base import Mu
+
+from torchmor.engine.errors import SolverError
+from torchmor.engine.grids import step_grid
+from torchmor.engine.tableaux import TABLEAUX
+
+
+class LayerTimeStepper(TimeStepper):
+    """Base class of time steppers that return the solution at the times of an ODE layer.
+
+    pyMOR models run from 0 to T. The layer's times may start elsewhere, be non-uniform and run backward:
+    the stepper integrates over them, with T = abs(times[-1] - times[0]), and evaluates operators and inputs
+    at the layer's own time t.
+    """
+
+    def iterate(
+        self, initial_time, end_time, initial_data, operator, rhs=None, mass=None, mu=None, num_values=None
+    ):
+        assert initial_time == 0 and np.isclose(end_time, abs(self.times[-1] - self.times[0]))
+        assert isinstance(operator, Operator) and operator.source == operator.range
+        if mass is not None and not isinstance(mass, IdentityOperator):
+            raise NotImplementedError(
+                "explicit time stepping needs M = identity: reduce with product_is_mass=True"
+            )
+        mu = mu or Mu()
+
+        def f(t, y):
+            mu_t = mu.at_time(t)
+            value = -operator.apply(y, mu=mu_t)
+            return value if rhs is None else value + rhs.as_vector(mu_t)
+
+        for y, t in zip(self.integrate(f, initial_data), self.times, strict=True):
+            if not np.all(np.isfinite(y.to_numpy())):
+                raise SolverError(
+                    f"expected a finite solution at t = {t:g}, got NaN or infinity: use smaller steps, a larger "
+                    f"reduced state, or check the initial state"
+                )
+            yield y, t
+
+    def integrate(self, f, y):
+        """Yield the solution of y' = f(t, y) at self.times, as VectorArrays of length 1."""
+        raise NotImplementedError
+
+
+class RungeKuttaTimeStepper(LayerTimeStepper):
+    """The fixed-step solvers of torchdiffeq, on pyMOR operators.
+
+    Parameters
+    ----------
+    method
+        Key of :data:`~torchmor.engine.tableaux.TABLEAUX`.
+    times
+        Strictly monotone times of the returned states.
+    step_size
+        Step size; None steps from time to time.
+    interp
+        Interpolation of states between steps: 'linear' or 'cubic' (Hermite).
+    """
+
+    def __init__(self, method, times, step_size=None, interp="linear"):
+        assert interp in ("linear", "cubic")
+        times = tuple(float(t) for t in times)
+        self.__auto_init(locals())
+
+    def estimate_time_step_count(self, initial_time, end_time):
+        return len(self.times) - 1
+
+    def integrate(self, f, y):
+        tableau = TABLEAUX[self.method]
+        sign = 1.0 if self.times[-1] > self.times[0] else -1.0
+        times = [sign * t for t in self.times]
+        grid = step_grid(times, self.step_size)
+        yield y.copy()
+        j = 1
+        for t0, t1 in zip(grid, grid[1:], strict=False):
+            h = sign * (t1 - t0)
+            slopes = []
+            for a, c in zip(tableau.a, tableau.c, strict=True):
+                stage = y.copy()
+                for weight, slope in zip(a, slopes, strict=True):
+                    if weight:
+                        stage.axpy(h * weight, slope)
+                slopes.append(f(sign * t0 + c * h, stage))
+            y_next = y.copy()
+            for weight, slope in zip(tableau.b, slopes, strict=True):
+                if weight:
+                    y_next.axpy(h * weight, slope)
+            while j < len(times) and t1 >= times[j]:
+                x = (times[j] - t0) / (t1 - t0)
+                if self.interp == "linear":
+                    yield y * (1 - x) + y_next * x if x < 1 else y_next.copy()
+                else:
+                    end_slope = f(sign * t1, y_next)
+                    yield (
+                        y * ((1 + 2 * x) * (1 - x) ** 2)
+                        + slopes[0] * (h * x * (1 - x) ** 2)
+                        + y_next * (x**2 * (3 - 2 * x))
+                        + end_slope * (h * x**2 * (x - 1))
+                    )
+                j += 1
+            y = y_next

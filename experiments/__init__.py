@@ -1,0 +1,1 @@
+"""Data, networks, baselines, scripts, reports and the command line of torchmor."""

@@ -1,0 +1,77 @@
+"""The distribution holds every module under its installed name, and its metadata fit."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from repository import FOLDERS, PYPROJECT, ROOT, modules
+
+PROJECT = PYPROJECT["project"]
+REQUIREMENTS = [
+    Requirement(line)
+    for lines in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for line in lines
+]
+
+
+def test_every_package_folder_is_listed():
+    """A sub-package that is not listed works in editable mode, and is missing from the wheel."""
+    folders = {path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    names = {f"torchmor.{folder.relative_to(ROOT).as_posix().replace('/', '.')}" for folder in folders}
+    setuptools = PYPROJECT["tool"]["setuptools"]
+    assert sorted(setuptools["packages"]) == sorted(names)
+    assert setuptools["package-dir"] == {f"torchmor.{folder}": folder for folder in FOLDERS}
+    assert all((folder / "__init__.py").exists() for folder in folders)
+
+
+def test_torchmor_is_a_namespace():
+    assert not (ROOT / "torchmor").exists()
+    assert not (ROOT / "__init__.py").exists()
+
+
+def test_wheel_holds_every_module(tmp_path):
+    """Built from a copy: a leftover ``build/lib`` would leak deleted modules."""
+    source = tmp_path / "a source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", build, tmp_path], cwd=source, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("torchmor-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert files == {f"torchmor/{path.relative_to(ROOT).as_posix()}" for path in modules()}
+
+
+def test_version_is_the_distributions():
+    """A namespace has no ``__version__``."""
+    assert metadata.version("torchmor") == PROJECT["version"]
+
+
+def test_command_line_is_installed():
+    (script,) = metadata.entry_points(group="console_scripts", name="torchmor")
+    assert callable(script.load())
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
+def test_constraints_pin_every_requirement(requirement):
+    """``constraints.txt`` pins a version in the range of ``pyproject.toml``: nothing resolves freely."""
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    )
+    name = canonicalize_name(requirement.name)
+    assert name in pins
+    assert requirement.specifier.contains(pins[name])

@@ -1,0 +1,35 @@
+"""One thread, fixed seeds and a deterministic hypothesis for all tests.
+
+Tests choose float64 themselves; the default dtype stays as users have it. A test that needs a GPU is marked
+``gpu`` and is skipped where there is none.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch load; subprocesses inherit it
+
+import hypothesis
+import pytest
+import torch
+from pymor.tools.random import new_rng
+
+torch.set_num_threads(1)  # several workers share the cores, and same thread count means same bits
+
+hypothesis.settings.register_profile("torchmor", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("torchmor")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip the tests marked ``gpu`` where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, there is none"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    """Start each test from the same random state of torch and pyMOR, in any order of tests."""
+    torch.manual_seed(0)
+    with new_rng(0):
+        yield
