@@ -13,7 +13,7 @@ help: ## Show this list
 	@echo
 	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo 'The first run installs everything into .venv (about 1.2 GB). make demo PYTHON=... picks another Python >= 3.11.'
+	@echo 'The first run installs everything into .venv (about 1.4 GB). make demo PYTHON=... picks another Python >= 3.11.'
 
 demo: $(INSTALLED) ## Train a small convolutional Neural ODE, reduce it, print the table, write the report
 	$(BIN)/torchmor demo
@@ -33,13 +33,18 @@ clean: ## Remove .venv and all that was built; reports stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One pip call with the constraints: torch is never resolved unpinned. The stamp is written last, so an
-# interrupted installation is taken up again.
+# The stamp is written last and says for which folder: in a moved or copied clone .venv would run the old code.
+ifneq ($(shell cat $(INSTALLED) 2>/dev/null),$(CURDIR))
+.PHONY: $(INSTALLED)
+endif
+
+# One pip call with the constraints: torch is never resolved unpinned.
 $(INSTALLED): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "torchmor: expected Python >= 3.11, got PYTHON=$(PYTHON) ($$("$(PYTHON)" --version 2>&1 || true))," \
 	         "do: make $(MAKECMDGOALS) PYTHON=/path/to/a/newer/python3" >&2; exit 1; }
 	@echo 'torchmor: installing into .venv'
+	@if [ -e $(INSTALLED) ] && [ "$$(cat $(INSTALLED))" != "$(CURDIR)" ]; then rm -rf .venv; fi
 	@"$(PYTHON)" -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,test,dev]'
-	@touch $(INSTALLED)
+	@echo "$(CURDIR)" > $(INSTALLED)

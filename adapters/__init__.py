@@ -1,1 +1,31 @@
-"""torchmor between PyTorch and the engine: the only package that knows both."""
+"""Adapters between torch networks and the reduction engine: the names that users call.
+
+Names are imported when they are first used, so that running and loading a reduced layer imports torch, and neither
+pyMOR nor SciPy.
+"""
+
+import importlib
+
+_MODULES = {
+    "ODELayer": "ode_layer",
+    "ReducedODELayer": "reduced_layer",
+    "collect_snapshots": "snapshots",
+    "export_operators": "export",
+    "full_order_model": "pymor_models",
+    "load": "files",
+    "reduce_network": "reduce",
+    "save": "files",
+    "to_module": "to_module",
+}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__():
+    return __all__

@@ -62,9 +62,18 @@ def trace(f: Callable, y: torch.Tensor, u: torch.Tensor | None = None, t: float 
 
 
 def _frozen_copy(f: Callable) -> Callable:
-    if not isinstance(f, torch.nn.Module):
-        return f
-    return copy.deepcopy(f).eval()
+    """Return a copy of a module, or of a method with its module, in eval mode; functions have no copy."""
+    try:
+        f = copy.deepcopy(f)
+    except RuntimeError as error:
+        raise UnsupportedOperationError(
+            f"expected an ODE function that can be copied, got one that cannot ({error}): detach tensors that it keeps "
+            "from earlier calls"
+        ) from error
+    module = getattr(f, "__self__", f)
+    if isinstance(module, torch.nn.Module):
+        module.eval()
+    return f
 
 
 def _capture(f, t, y, u) -> torch.fx.GraphModule:

@@ -175,7 +175,7 @@ class AffineMap:
         return replace(self, linear=-self.linear, shift=-self.shift)
 
     def _stack(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
-        k = max(values[s].shape[1] for s in self.sources)
+        (k,) = np.broadcast_shapes(*(values[s].shape[1:] for s in self.sources))  # 0 beats 1
         return np.concatenate(
             [np.broadcast_to(values[s], (n, k)) for s, n in zip(self.sources, self.sizes, strict=True)]
         )

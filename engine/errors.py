@@ -53,6 +53,10 @@ class InputError(TorchmorError, ValueError):
     """The input signal u does not fit the layer: missing, superfluous, or of the wrong form."""
 
 
+class ParameterError(TorchmorError, ValueError):
+    """Values of a pyMOR operator's or model's parameters (mu) are missing, superfluous or of the wrong size."""
+
+
 class FileFormatError(TorchmorError, ValueError):
     """A saved file is damaged, is no torchmor file, or has a format that this version cannot read."""
 

@@ -74,9 +74,9 @@ def _pow_derivatives(a, b):
     return by_base, np.where((a == 0) & (b >= 0), 0.0, np.power(a, b) * np.log(a))
 
 
-def _none(*operands):
+def _zeros(a, b):
     """Derivatives of what is piecewise constant."""
-    return (np.False_,) * len(operands)
+    return np.False_, np.False_
 
 
 # Primitives of one operand: value and derivative.
@@ -175,15 +175,15 @@ _MANY = {
         lambda x, weight: np.where(np.greater(x, 0), x, weight * x),
         lambda x, weight: (np.where(np.greater(x, 0), 1.0, weight), np.minimum(x, 0)),
     ),
-    "gt": (np.greater, _none),
-    "ge": (np.greater_equal, _none),
-    "lt": (np.less, _none),
-    "le": (np.less_equal, _none),
-    "eq": (np.equal, _none),
-    "ne": (np.not_equal, _none),
-    "logical_and": (np.logical_and, _none),
-    "logical_or": (np.logical_or, _none),
-    "logical_not": (np.logical_not, _none),
+    "gt": (np.greater, _zeros),
+    "ge": (np.greater_equal, _zeros),
+    "lt": (np.less, _zeros),
+    "le": (np.less_equal, _zeros),
+    "eq": (np.equal, _zeros),
+    "ne": (np.not_equal, _zeros),
+    "logical_and": (np.logical_and, _zeros),
+    "logical_or": (np.logical_or, _zeros),
+    "logical_not": (np.logical_not, lambda a: (np.False_,)),
     "where": (np.where, lambda c, a, b: (np.False_, c, np.logical_not(c))),
 }
 

@@ -37,25 +37,42 @@ def input_function(u, dim, times=None, interpolation="linear"):
         return u
     if times is None or u.shape != (len(times), dim):
         raise InputError(f"expected input samples of shape {(times and len(times), dim)}, got {u.shape}")
-    times = np.asarray(times, dtype=np.float64)
-    if times[0] > times[-1]:
-        times, u = times[::-1], u[::-1]
-        if (
-            interpolation == "previous"
-        ):  # what was sampled last is the value at the later time of each interval
-            return GenericFunction(
-                lambda t: u[_clip(np.searchsorted(times, t[..., 0], "left"), u)], 1, (dim,)
-            )
-    if interpolation == "previous":
-        return GenericFunction(
-            lambda t: u[_clip(np.searchsorted(times, t[..., 0], "right") - 1, u)], 1, (dim,)
-        )
-    if interpolation == "linear":
-        return GenericFunction(
-            lambda t: np.stack([np.interp(t[..., 0], times, column) for column in u.T], axis=-1), 1, (dim,)
-        )
-    raise InputError(f"expected interpolation 'linear' or 'previous', got {interpolation!r}")
+    return SampledInput(u, times, interpolation)
 
 
-def _clip(index, samples):
-    return np.clip(index, 0, len(samples) - 1)
+class SampledInput(GenericFunction):
+    """An input signal given as samples, as a pyMOR Function of time; constant outside the times.
+
+    "linear" joins the samples by straight lines, "previous" holds each sample until the next one in the order of
+    the times.
+
+    Parameters
+    ----------
+    samples
+        Array (len(times), p).
+    times
+        Strictly monotone times.
+    interpolation
+        'linear' or 'previous'.
+    """
+
+    def __init__(self, samples, times, interpolation="linear"):
+        if interpolation not in ("linear", "previous"):
+            raise InputError(f"expected interpolation 'linear' or 'previous', got {interpolation!r}")
+        samples, times = np.asarray(samples, dtype=np.float64), tuple(float(t) for t in times)
+        sign = 1.0 if times[-1] >= times[0] else -1.0
+        knots = sign * np.asarray(times)
+
+        def value(t):
+            s = sign * t[..., 0]
+            if interpolation == "linear":
+                return np.stack([np.interp(s, knots, column) for column in samples.T], axis=-1)
+            return samples[np.maximum(np.searchsorted(knots, s, "right") - 1, 0)]
+
+        super().__init__(value, 1, samples.shape[1:])
+        self.__auto_init(locals())
+
+    @property
+    def kinks(self):
+        """Times at which the signal or its derivative jumps; adaptive solvers must not step across them."""
+        return self.times

@@ -8,6 +8,7 @@ from pymor.operators.numpy import NumpyMatrixOperator
 from pymor.vectorarrays.numpy import NumpyVectorSpace
 
 from torchmor.engine.affine import AffineMap
+from torchmor.engine.chain_algebra import componentwise
 from torchmor.engine.stages import StageChain
 
 
@@ -80,6 +81,31 @@ class OdeFunctionOperator(Operator):
         """
         chain, source_dofs = self.chain.restrict(dofs)
         return OdeFunctionOperator(chain, name=f"{self.name}_restricted"), source_dofs
+
+
+def componentwise_operator(function, size, **parameters) -> OdeFunctionOperator:
+    """Return the pyMOR operator ``y ↦ φ(y)`` of a componentwise function, for models built with pyMOR.
+
+    It has everything that reduction needs (`jacobian`, `restricted`), and folds into a torch module.
+
+    Parameters
+    ----------
+    function
+        φ: an :class:`~torchmor.engine.expressions.Expression` of one argument, or the name of a primitive.
+    size
+        Size of y.
+    parameters
+        Parameters of the primitive, as in ``componentwise_operator("leaky_relu", size, negative_slope=0.1)``.
+
+    Raises
+    ------
+    ShapeError
+        φ has several arguments.
+    ValueError
+        The name is no primitive, or the primitive has no such parameter.
+    """
+    name = function if isinstance(function, str) else function.text(["y"])
+    return OdeFunctionOperator(componentwise(function, size, **parameters), name=name)
 
 
 class InitialStateOperator(Operator):

@@ -151,7 +151,7 @@ class StageChain:
         k = y.shape[1]
         for stage in self.stages:
             g = functions.evaluate(stage.expression, stage.split(stage.argument.apply(values)))
-            values[stage.name] = np.broadcast_to(g, (stage.size, max(k, g.shape[1])))
+            values[stage.name] = np.broadcast_to(g, (stage.size, k))
         values["output"] = np.broadcast_to(self.output.apply(values), (self.output.size, k))
         return values
 

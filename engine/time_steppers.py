@@ -35,7 +35,8 @@ class LayerTimeStepper(TimeStepper):
             value = -operator.apply(y, mu=mu_t)
             return value if rhs is None else value + rhs.as_vector(mu_t)
 
-        for y, t in zip(self.integrate(f, initial_data), self.times, strict=True):
+        kinks = getattr(mu.time_dependent_values.get("input"), "kinks", ())
+        for y, t in zip(self.integrate(f, initial_data, kinks), self.times, strict=True):
             if not np.all(np.isfinite(y.to_numpy())):
                 raise SolverError(
                     f"expected a finite solution at t = {t:g}, got NaN or infinity: use smaller steps, a larger "
@@ -43,8 +44,11 @@ class LayerTimeStepper(TimeStepper):
                 )
             yield y, t
 
-    def integrate(self, f, y):
-        """Yield the solution of y' = f(t, y) at self.times, as VectorArrays of length 1."""
+    def integrate(self, f, y, kinks=()):
+        """Yield the solution of y' = f(t, y) at self.times, as VectorArrays of length 1.
+
+        Adaptive solvers do not step across `kinks`, times at which f is not smooth.
+        """
         raise NotImplementedError
 
 
@@ -71,7 +75,7 @@ class RungeKuttaTimeStepper(LayerTimeStepper):
     def estimate_time_step_count(self, initial_time, end_time):
         return len(self.times) - 1
 
-    def integrate(self, f, y):
+    def integrate(self, f, y, kinks=()):
         tableau = TABLEAUX[self.method]
         sign = 1.0 if self.times[-1] > self.times[0] else -1.0
         times = [sign * t for t in self.times]

@@ -11,9 +11,19 @@ TARGETS = ("help", "demo", "test", "lint", "bench", "clean")
 UNTELLING = {"utils", "util", "helpers", "helper", "core", "misc", "common", "base", "tools"}
 
 
-def make(*arguments: str) -> str:
-    done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+# As from a user's shell: `make test` would hand its own settings down.
+SHELL = {
+    name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+}
+
+
+def make(*arguments: str, folder=ROOT) -> str:
+    """Run make in a folder; return what it prints, or raise with what went wrong."""
+    done = subprocess.run(
+        ["make", *arguments], cwd=folder, env=SHELL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
     return done.stdout
 
 
@@ -36,6 +46,20 @@ def test_make_target_exists(target):
     make("--dry-run", target)
 
 
+@pytest.mark.parametrize(("installed_for", "installs"), [(None, True), ("here", False), ("/old place", True)])
+def test_make_installs_once_for_each_place(tmp_path, installed_for, installs):
+    """A copied ``.venv`` would run the code of the clone that it was made for."""
+    clone = tmp_path / "a clone"
+    (clone / ".venv").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (clone / name).touch()
+    (clone / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
+    if installed_for:
+        place = str(clone) if installed_for == "here" else installed_for
+        (clone / ".venv" / ".installed").write_text(f"{place}\n")
+    assert ("pip install" in make("--dry-run", "lint", folder=clone)) == installs
+
+
 def test_make_names_the_python_it_needs(tmp_path):
     """Expected, got, do."""
     old = tmp_path / "old python"
@@ -43,13 +67,10 @@ def test_make_names_the_python_it_needs(tmp_path):
     old.chmod(0o755)
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    done = subprocess.run(
-        ["make", "lint", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode != 0
-    assert "expected Python >= 3.11, got" in done.stderr
-    assert "Python 3.9.1" in done.stderr
-    assert "do: make lint PYTHON=" in done.stderr
+    with pytest.raises(RuntimeError) as failure:
+        make("lint", f"PYTHON={old}", folder=tmp_path)
+    for text in ("expected Python >= 3.11, got", "Python 3.9.1", "do: make lint PYTHON="):
+        assert text in str(failure.value)
     assert not (tmp_path / ".venv").exists()
 
 

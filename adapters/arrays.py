@@ -1,0 +1,28 @@
+"""Rows and columns: the only transposes and casts between torch batches and NumPy columns.
+
+torch batches are rows (batch, …) in the network's dtype and device; pyMOR arrays are columns (n, k) in float64.
+"""
+
+import numpy as np
+import torch
+
+
+def to_columns(batch: torch.Tensor) -> np.ndarray:
+    """Return a batch (batch, …) as float64 columns (n, batch), the state flattened."""
+    return batch.detach().reshape(batch.shape[0], -1).to("cpu", torch.float64).numpy().T
+
+
+def to_batch(columns: np.ndarray, like: torch.Tensor, shape: tuple[int, ...] = (-1,)) -> torch.Tensor:
+    """Return columns (n, batch) as a batch (batch, *shape) in the dtype and on the device of `like`."""
+    rows = torch.from_numpy(np.ascontiguousarray(columns.T))
+    return rows.reshape(rows.shape[0], *shape).to(like.device, like.dtype)
+
+
+def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return an array as a contiguous tensor of its own, in the same layout."""
+    return torch.from_numpy(np.array(array, dtype=np.float64, order="C")).to(device, dtype)
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor as a float64 array of its own, in the same layout."""
+    return tensor.detach().to("cpu", torch.float64, copy=True).numpy()

@@ -1,0 +1,88 @@
+"""Exporting the operators of a reduced layer to SciPy, MATLAB, Octave and Julia."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from torch import nn
+
+from torchmor.adapters.arrays import to_array
+from torchmor.adapters.atomic import atomic_path
+from torchmor.adapters.chain_module import AffineModule
+from torchmor.adapters.reduced_layer import ReducedODELayer
+
+
+def export_operators(layer: ReducedODELayer, path: str | os.PathLike) -> None:
+    """Write the reduced operators to an ``.npz`` or ``.mat`` file, with the equation in words.
+
+    The file holds float64 arrays named as in its entry ``equation``: the encoding ``z = E y + e``, for each stage k the
+    matrices of its argument (``A1_z`` multiplies z, ``A1_u`` the input, ``A1_t`` the time, ``A2_g1`` stage 1) and its
+    shift ``b1``, the output ``dz/dt`` likewise (``B_z``, …, ``b``), the decoding ``y = D z + d``, and the layer's `times`.
+    The entry ``shapes`` lists all shapes. States are flattened row by row (C order).
+
+    Parameters
+    ----------
+    layer
+        The reduced layer.
+    path
+        File ending in .npz (NumPy, Julia's NPZ) or .mat (MATLAB 5, Octave, SciPy, Julia's MAT).
+
+    Raises
+    ------
+    ValueError
+        The path ends otherwise.
+    """
+    path = Path(path)
+    if path.suffix not in (".npz", ".mat"):
+        raise ValueError(f"expected a path that ends in .npz or .mat, got {os.fspath(path)!r}")
+    if not isinstance(layer, ReducedODELayer):
+        raise TypeError(f"expected a ReducedODELayer, got a {type(layer).__name__}: pass the layer, small.ode")
+    entries = operators(layer)
+    with atomic_path(path) as temporary:
+        if path.suffix == ".npz":
+            np.savez(temporary, **entries)
+        else:
+            scipy.io.savemat(temporary, entries, oned_as="column")
+
+
+def operators(layer: ReducedODELayer) -> dict[str, np.ndarray | str]:
+    """Return the entries of the exported file by name."""
+    arrays: dict[str, np.ndarray] = {}
+    lines = []
+    if not isinstance(layer.encode, nn.Identity):
+        arrays |= {"E": to_array(layer.encode.weight), "e": to_array(layer.encode.bias)}
+        lines.append("z(t0) = E y(t0) + e")
+    else:
+        lines.append("z = y")
+    for k, (expression, argument) in enumerate(zip(layer.ode.expressions, layer.ode.stages, strict=True), start=1):
+        names = [f"a{k}"] if expression.arity == 1 else [f"a{k}_{i}" for i in range(1, expression.arity + 1)]
+        for name, rows in zip(names, np.split(np.arange(argument.weight.shape[0]), expression.arity), strict=True):
+            lines.append(f"{name} = {_affine(arrays, argument, name.replace('a', 'A'), name.replace('a', 'b'), rows)}")
+        lines.append(f"g{k} = {expression.text(names)}")
+    lines.append(f"dz/dt = {_affine(arrays, layer.ode.output, 'B', 'b')}")
+    if not isinstance(layer.decode, nn.Identity):
+        arrays |= {"D": to_array(layer.decode.weight), "d": to_array(layer.decode.bias)}
+        lines.append("y(t) = D z(t) + d")
+    arrays["times"] = np.array(layer.t)
+    shapes = "\n".join(f"{name}: {' x '.join(map(str, array.shape))}" for name, array in arrays.items())
+    words = {
+        "equation": "\n".join(lines),
+        "shapes": shapes,
+        "solver": str(layer.settings),
+        "state_shape": " x ".join(map(str, layer.state_shape)),
+    }
+    return {**arrays, **{name: np.array(text) for name, text in words.items()}}
+
+
+def _affine(arrays: dict, module: AffineModule, matrix: str, shift: str, rows=slice(None)) -> str:
+    """Add the matrices of an affine map to the arrays, and return the map in words."""
+    weight, bias = to_array(module.weight)[rows], to_array(module.bias)[rows]
+    terms, start = [], 0
+    for source, size in module.sources.items():
+        name = {"y": "z"}.get(source, source)
+        arrays[f"{matrix}_{name}"] = weight[:, start : start + size]
+        terms.append(f"{matrix}_{name} {name}")
+        start += size
+    arrays[shift] = bias
+    return " + ".join([*terms, shift])

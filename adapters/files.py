@@ -1,0 +1,239 @@
+"""Saving and loading reduced layers: safetensors with a JSON configuration. Loading needs torch and safetensors only.
+
+A file holds, for each reduced layer, its tensors and what is needed to build the layer again; for a network also the
+rest of its state. Nothing in it is code and nothing is unpickled.
+"""
+
+import copy
+import hashlib
+import json
+import os
+from dataclasses import fields
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from torchmor.adapters.atomic import atomic_path
+from torchmor.adapters.chain_module import ChainModule
+from torchmor.engine.explanation import Explanation
+from torchmor.adapters.reduced_layer import ReducedODELayer
+from torchmor.adapters.solve_request import SolveSettings
+from torchmor.engine.errors import FileFormatError, UnknownLayerError
+from torchmor.engine.expressions import Expression
+
+FORMAT = "torchmor reduced ODE layers"
+VERSION = 1
+_KEY = "torchmor"
+
+
+def save(small_or_layer: nn.Module, path: str | os.PathLike) -> None:
+    """Save a reduced layer, or a network with reduced layers, to a safetensors file.
+
+    The file is written whole or not at all.
+
+    Parameters
+    ----------
+    small_or_layer
+        A ReducedODELayer, or a network that contains one or more. Of a network the whole state is saved.
+    path
+        Where to; the usual suffix is ``.safetensors``.
+
+    Raises
+    ------
+    UnknownLayerError
+        There is no reduced layer in the network.
+    ValueError
+        A solver option is a function, or the network's state holds something else than tensors: neither can be saved.
+    """
+    layers = {name: m for name, m in small_or_layer.named_modules() if isinstance(m, ReducedODELayer)}
+    if not layers:
+        raise UnknownLayerError(
+            f"expected a ReducedODELayer or a network that contains one, got a {type(small_or_layer).__name__} without: "
+            "reduce it with reduce_network first"
+        )
+    tensors = {}
+    for key, value in small_or_layer.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"expected tensors in the network's state, got a {type(value).__name__} as '{key}'")
+        tensors[key] = value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+    config = {"format": FORMAT, "version": VERSION, "layers": {name: _config(m) for name, m in layers.items()}}
+    text = json.dumps(config, sort_keys=True, allow_nan=False)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={_KEY: text, "sha256": _digest(text, tensors)})
+
+
+def load(path: str | os.PathLike, network: nn.Module | None = None) -> nn.Module:
+    """Load what `save` has written, on the CPU.
+
+    Law: the loaded layer returns the same bits as the saved one.
+
+    Parameters
+    ----------
+    path
+        The file.
+    network
+        The network that was reduced, or one of the same architecture: a copy of it is returned, with the reduced
+        layers placed and the saved state restored. Without it, the reduced layer alone is returned.
+
+    Returns
+    -------
+    ReducedODELayer, or a copy of `network`.
+
+    Raises
+    ------
+    FileFormatError
+        The file is damaged, was altered, is no torchmor file, or has a format newer than this version reads.
+    UnknownLayerError
+        The file holds several layers, which only a network can place; or the network does not fit the file.
+    """
+    config, tensors = read(path)
+    layers = {name: _build(entry, name, tensors) for name, entry in config["layers"].items()}
+    if network is None:
+        if len(layers) > 1:
+            raise UnknownLayerError(
+                f"expected a file of one reduced layer, got {', '.join(map(repr, layers))} in {os.fspath(path)!r}: "
+                "call load(path, network=network) with the network that was reduced"
+            )
+        ((name, layer),) = layers.items()
+        prefix = f"{name}." if name else ""
+        layer.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        return layer
+    if "" in layers:
+        raise UnknownLayerError(
+            f"expected the file of a whole network, got a layer alone in {os.fspath(path)!r}: call load(path) and "
+            "place it yourself"
+        )
+    network = copy.deepcopy(network)
+    for name, layer in layers.items():
+        place(network, name, layer)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UnknownLayerError(f"the network is not the one that was saved in {os.fspath(path)!r}: {error}") from error
+    return network
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read and check a file; returns its configuration and tensors.
+
+    Raises
+    ------
+    FileFormatError
+        As `load`.
+    """
+    name = os.fspath(path)
+    try:
+        with safetensors.safe_open(name, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise FileFormatError(
+            f"expected a whole safetensors file, got {name!r}, which is truncated or of another kind ({error}): "
+            "copy it again"
+        ) from error
+    if _KEY not in metadata:
+        raise FileFormatError(f"expected a file written by torchmor's save, got the safetensors file {name!r}")
+    text = metadata[_KEY]
+    try:
+        config = json.loads(text)
+        version = config["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(f"the configuration in {name!r} is damaged ({error}): copy the file again") from error
+    if version != VERSION:
+        raise FileFormatError(
+            f"expected format version {VERSION}, got {version} in {name!r}: "
+            + ("update torchmor to read it" if version > VERSION else "save it again with this torchmor")
+        )
+    if metadata.get("sha256") != _digest(text, tensors):
+        raise FileFormatError(f"{name!r} was altered after it was saved: its checksum does not fit; copy it again")
+    return config, tensors
+
+
+def place(network: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer into a network in the place of the module `name`.
+
+    Raises
+    ------
+    UnknownLayerError
+        The network has no such module.
+    """
+    parent, _, leaf = name.rpartition(".")
+    try:
+        network.get_submodule(name)
+        network.get_submodule(parent).register_module(leaf, layer)
+    except AttributeError as error:
+        raise UnknownLayerError(f"expected a network with a module {name!r}, got one without ({error})") from error
+
+
+def _config(layer: ReducedODELayer) -> dict[str, Any]:
+    settings = {}
+    for field in fields(SolveSettings):
+        value = getattr(layer.settings, field.name)
+        settings[field.name] = _plain(dict(value) if field.name == "options" else value, field.name)
+    ode = layer.ode
+    return {
+        "settings": settings,
+        "state_shape": list(layer.state_shape),
+        "state_dim": None if isinstance(layer.encode, nn.Identity) else ode.state_size,
+        "input_use": layer.input_use,
+        "ode": {
+            "state_size": ode.state_size,
+            "input_size": ode.input_size,
+            "expressions": [expression.to_json() for expression in ode.expressions],
+            "maps": [[list(m.sources.items()), m.weight.shape[0]] for m in (*ode.stages, ode.output)],
+        },
+        "explanation": None if layer.explanation is None else layer.explanation.to_json(),
+    }
+
+
+def _build(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> ReducedODELayer:
+    try:
+        ode = entry["ode"]
+        example = tensors[f"{name}.ode.output.weight" if name else "ode.output.weight"]
+        module = ChainModule(
+            ode["state_size"],
+            ode["input_size"],
+            [Expression.from_json(expression) for expression in ode["expressions"]],
+            [(dict(sources), size) for sources, size in ode["maps"]],
+            example.dtype,
+        )
+        explanation = entry["explanation"]
+        return ReducedODELayer(
+            SolveSettings(**entry["settings"]),
+            entry["state_shape"],
+            module,
+            entry["state_dim"],
+            entry["input_use"],
+            None if explanation is None else Explanation.from_json(explanation),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"the configuration of layer {name!r} is damaged ({error!r}): save it again") from error
+
+
+def _plain(value: Any, name: str) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(item, f"{name}['{key}']") for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item, name) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        f"expected solver settings of numbers and text, got {name} = {value!r}, which cannot be saved: remove it before "
+        "saving, and set it again after loading"
+    )
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

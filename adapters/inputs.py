@@ -1,0 +1,205 @@
+"""The input signal u(t) of an ODE layer, in torch alone."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from torchmor.engine.errors import DeviceError, DtypeError, InputError
+
+INTERPOLATIONS = ("linear", "previous")
+
+
+def round_to(x: float, dtype: torch.dtype) -> float:
+    """Return the number of type `dtype` nearest to x, as a Python float.
+
+    Equals ``torch.tensor(x, dtype=dtype).item()`` for x in the normal range of `dtype`. It is pure Python, so
+    that compilers and exporters see a constant.
+    """
+    if dtype == torch.float64 or x == 0.0:
+        return x
+    digits = 1 - round(math.log2(torch.finfo(dtype).eps))
+    fraction, exponent = math.frexp(x)
+    return math.ldexp(round(math.ldexp(fraction, digits)), exponent - digits)
+
+
+class CallableSignal:
+    """An input signal given as a callable of t.
+
+    ``signal(t)`` is ``u(t)``, checked.
+
+    Parameters
+    ----------
+    u
+        Callable of t, a 0-dim tensor, that returns (batch, p) with the dtype and device of t.
+    batch
+        Number of samples of the state.
+    """
+
+    kinks: tuple[float, ...] = ()
+
+    def __init__(self, u: Callable[[Tensor], Tensor], batch: int):
+        self.u, self.batch = u, batch
+
+    def __call__(self, t: Tensor, time: float | None = None) -> Tensor:
+        """Return u(t) of shape (batch, p)."""
+        value = self.u(t)
+        if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[0] != self.batch:
+            got = tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputError(
+                f"expected u(t) to be a Tensor of shape (batch, p) with batch = {self.batch}, got {got}: "
+                f"return one row per sample, for example value.expand({self.batch}, -1)"
+            )
+        _check_kind(value, t, "u(t)")
+        return value
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return the tensors that the adjoint method has to differentiate in."""
+        return tuple(self.u.parameters()) if isinstance(self.u, torch.nn.Module) else ()
+
+
+class SampledSignal:
+    """An input signal given as samples, interpolated between its times and held constant outside them.
+
+    Law: ``signal(times[i]) == samples[:, i]`` in the dtype of t. "linear" joins the samples by straight
+    lines. "previous" holds each sample until the next one in the order of `times`: for increasing times the
+    value changes at and after a time, for decreasing times (backward integration) at and before it. Times are
+    compared in the dtype in which t arrives, because adaptive solvers look at both sides of a jump by nudging
+    t by one unit in the last place. The signal is differentiable in the samples and in t, and never
+    synchronises with a device.
+
+    Parameters
+    ----------
+    samples
+        Tensor (batch, len(times), p).
+    times
+        Strictly monotone times of the samples.
+    interpolation
+        "linear" or "previous".
+    """
+
+    def __init__(self, samples: Tensor, times: Sequence[float], interpolation: str = "linear"):
+        self.samples, self.interpolation = samples, interpolation
+        # decreasing times become increasing ones by a change of sign
+        self._sign = 1.0 if times[-1] >= times[0] else -1.0
+        self._knots = [round_to(self._sign * time, samples.dtype) for time in times]
+        self._knot_tensor = torch.tensor(self._knots, dtype=samples.dtype, device=samples.device)
+        if len(set(self._knots)) < len(self._knots):
+            raise InputError(
+                f"expected input times that differ in the state's dtype, got {len(self._knots)} times of "
+                f"which some are the same {samples.dtype}: use fewer samples or a wider dtype"
+            )
+        #: Times at which the signal (or its derivative, for "linear") jumps.
+        self.kinks = tuple(times[1:] if interpolation == "previous" or len(times) == 1 else times)
+
+    def __call__(self, t: Tensor, time: float | None = None) -> Tensor:
+        """Return u(t) of shape (batch, p).
+
+        `time` is the value of t where the caller knows it: then only the operations on samples remain.
+        """
+        if len(self._knots) == 1:
+            return self.samples[:, 0]
+        return self._at_tensor(t) if time is None else self._at_float(self._sign * time)
+
+    def _at_float(self, s: float) -> Tensor:
+        knots, samples = self._knots, self.samples
+        right = _bisect_right(knots, s)
+        if right == 0 or right == len(knots) or self.interpolation == "previous":
+            return samples[:, max(right - 1, 0)]
+        left = right - 1
+        weight = (s - knots[left]) / (knots[right] - knots[left])
+        return torch.lerp(samples[:, left], samples[:, right], weight) if weight else samples[:, left]
+
+    def _at_tensor(self, t: Tensor) -> Tensor:
+        s, knots = self._sign * t, self._knot_tensor.to(t.dtype)
+        if self.interpolation == "previous":
+            return self._sample((knots[1:] <= s).sum())
+        left = (knots[1:-1] <= s).sum()
+        ends = knots.index_select(0, torch.stack((left, left + 1)))
+        weight = ((s - ends[0]) / (ends[1] - ends[0])).clamp(0, 1).to(self.samples.dtype)
+        return torch.lerp(self._sample(left), self._sample(left + 1), weight)
+
+    def _sample(self, index: Tensor) -> Tensor:
+        # samples[:, index] would synchronise
+        return self.samples.index_select(1, index.reshape(1)).squeeze(1)
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return the tensors that the adjoint method has to differentiate in."""
+        return (self.samples,)
+
+
+def _bisect_right(knots: list[float], s: float) -> int:
+    """Return i with knots[i - 1] <= s < knots[i]; the bisect module cannot be compiled."""
+    low, high = 0, len(knots)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if s < knots[middle] else (middle + 1, high)
+    return low
+
+
+Signal = CallableSignal | SampledSignal
+
+
+def input_signal(u, times: Sequence[float], interpolation: str, y0: Tensor) -> Signal:
+    """Turn the argument u of an ODE layer into a function of t.
+
+    Parameters
+    ----------
+    u
+        A callable of t that returns (batch, p), or samples (batch, len(times), p).
+    times
+        Strictly monotone times of the samples.
+    interpolation
+        "linear" or "previous".
+    y0
+        Initial state (batch, …), whose dtype and device u must share.
+
+    Raises
+    ------
+    InputError
+        u has the wrong type or shape; two times are the same number in the dtype of u; samples contain NaN or
+        infinity (looked for on the CPU only, as the look would stall another device).
+    DtypeError, DeviceError
+        u has another dtype or device than y0.
+    """
+    if not isinstance(u, Tensor):
+        if callable(u):
+            return CallableSignal(u, y0.shape[0])
+        raise InputError(
+            f"expected u to be a callable of t or a Tensor of samples, got {type(u).__name__}: convert "
+            f"arrays with torch.as_tensor"
+        )
+    if u.ndim != 3:
+        raise InputError(
+            f"expected input samples of shape (batch, times, p), got shape {tuple(u.shape)}: for one input "
+            f"use u.unsqueeze(-1), for an input that is constant in time a callable, lambda t: value"
+        )
+    if u.shape[0] != y0.shape[0]:
+        raise InputError(
+            f"expected input samples for a batch of {y0.shape[0]}, got {u.shape[0]} in shape "
+            f"{tuple(u.shape)}: give one signal per sample of y0, in the same order"
+        )
+    if u.shape[1] != len(times):
+        raise InputError(
+            f"expected {len(times)} input samples, one for each of the input times, got {u.shape[1]} in "
+            f"shape {tuple(u.shape)}: set input_times to the {u.shape[1]} times of the samples (the default "
+            f"is t)"
+        )
+    _check_kind(u, y0, "u")
+    on_cpu = u.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and not bool(u.detach().isfinite().all()):
+        raise InputError("expected finite input samples, got NaN or infinity in u: clean the data")
+    return SampledSignal(u, times, interpolation)
+
+
+def _check_kind(value: Tensor, like: Tensor, name: str):
+    if value.dtype != like.dtype:
+        raise DtypeError(
+            f"expected {name} of the state's dtype {like.dtype}, got {value.dtype}: use {name}.to(y0.dtype)"
+        )
+    if value.device != like.device:
+        raise DeviceError(
+            f"expected {name} on the state's device {like.device}, got {value.device}: use "
+            f"{name}.to(y0.device)"
+        )

@@ -1,0 +1,243 @@
+"""`reduce_network`: a trained network with a smaller, faster ODE layer."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchmor.adapters.arrays import to_tensor
+from torchmor.adapters.calibration import Calibration, call_network, evaluation
+from torchmor.adapters.conversion import chain_to_module
+from torchmor.adapters.files import place
+from torchmor.adapters.ode_layer import ODELayer, find_layer
+from torchmor.adapters.pymor_models import full_order_model
+from torchmor.adapters.reduced_layer import ReducedODELayer
+from torchmor.adapters.snapshots import collect_snapshots
+from torchmor.engine.affine import AffineMap
+from torchmor.engine.errors import NonFiniteError, NotReducedWarning
+from torchmor.engine.explanation import Explanation
+from torchmor.engine.models import OdeLayerModel
+from torchmor.engine.reduction import Size, check_sizes, reduce_model
+
+#: Errors are measured on at most this many held-out samples.
+HELD_OUT_SAMPLES = 512
+
+
+def reduce_network(
+    network: nn.Module,
+    name: str,
+    calibration: Any,
+    *,
+    state_dim: Size = None,
+    points: Size | Sequence[Size] = None,
+    modes: Size | Sequence[Size] = None,
+    basis: str = "pod",
+    selection: str = "deim",
+    fit: str = "interpolation",
+    energy_rtol: float | None = None,
+    batch_to_inputs: Callable[[Any], Any] | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> nn.Module:
+    """Return a copy of a trained network with a reduced ODE layer in place of one of its ODE layers.
+
+    The network itself is not changed. The classic POD–DEIM method: the state is projected onto the r leading POD modes
+    of the states that the layer's own solver visits on the calibration data, and each nonlinear stage of the ODE
+    function is evaluated at m points only, chosen and interpolated by pyMOR. Weights and snapshots are float64 on the
+    way; the reduced layer has the dtype, device, solver and tolerances of the layer that it replaces.
+
+    Parameters
+    ----------
+    network
+        The trained network.
+    name
+        Name of the ODE layer, as in ``network.named_modules()``; "" when the network is the layer itself, and the
+        reduced layer is returned.
+    calibration
+        Inputs like those that the network will see, without labels: a Tensor (one argument) or a tuple of Tensors (the
+        arguments of one call), split along dimension 0; or any re-iterable of batches, each a Tensor or a tuple or
+        list of arguments. A seeded 20 % of the samples is held out to measure the error.
+    state_dim
+        Size r of the reduced state, "full" to keep the state, or None to choose it by `energy_rtol`.
+    points
+        Points m at which each stage is evaluated, from input to output: one size for all, or a sequence. A size is an
+        int, "full" (keep the stage) or None (choose it by `energy_rtol`).
+    modes
+        Collateral basis vectors of each stage; interpolation needs as many as points, which is the default.
+    basis
+        "pod".
+    selection
+        How points are chosen: "deim", "qdeim" or "ei_greedy".
+    fit
+        "interpolation".
+    energy_rtol
+        Sizes that are None become the smallest with ``Σ_{i>r} σ_i² ≤ energy_rtol² Σ σ_i²``.
+    batch_to_inputs
+        Maps a batch to the arguments of the network, ``lambda b: b[0]`` for labelled loaders.
+    batch_size
+        Samples of a batch, where `calibration` is made of Tensors.
+    seed
+        Seed of the choice of held-out samples.
+    progress
+        Show progress on a terminal.
+
+    Returns
+    -------
+    nn.Module
+        The smaller network; ``small.get_submodule(name)`` is the ReducedODELayer, whose `explain()` tells what was done.
+
+    Raises
+    ------
+    UnknownLayerError
+        The network has no ODE layer of this name.
+    CalibrationError, NonFiniteError
+        The calibration data is unusable.
+    SizeError
+        Sizes are missing or impossible.
+    UnsupportedOperationError
+        The ODE function contains an operation that cannot be reduced.
+
+    Warns
+    -----
+    NotReducedWarning
+        The sizes shrink nothing.
+
+    References
+    ----------
+    Lehtimäki, Paunonen, Linne: Accelerating Neural ODEs Using Model Order Reduction, IEEE TNNLS 2022.
+    """
+    layer = find_layer(network, name)
+    for argument, value, allowed in (("basis", basis, ("pod",)), ("fit", fit, ("interpolation",))):
+        if value not in allowed:
+            raise ValueError(f"expected {argument} to be one of {', '.join(allowed)}, got {value!r}")
+    check_sizes(None, state_dim, points, modes, selection, energy_rtol)
+    kept, held_out = Calibration(calibration, batch_size, batch_to_inputs, seed).split(seed)
+
+    example = _Example()
+    with layer.observe(example):
+        snapshots = collect_snapshots(network, name, kept, progress=progress)
+    fom = full_order_model(layer, example.y, example.u)
+    reduction = reduce_model(
+        fom,
+        snapshots.y,
+        snapshots.u if example.u is not None else None,
+        snapshots.t,
+        state_dim=state_dim,
+        points=points,
+        modes=modes,
+        selection=selection,
+        energy_rtol=energy_rtol,
+    )
+    reduced = _reduced_layer(layer, fom, reduction, example)
+    if all(part.reduced >= part.full for part in reduction.parts):
+        warnings.warn(
+            f"nothing was reduced: state and stages keep their sizes {[part.full for part in reduction.parts]}; ask for "
+            "smaller state_dim or points, or a larger energy_rtol",
+            NotReducedWarning,
+            stacklevel=2,
+        )
+    small = copy.deepcopy(network)
+    if name:
+        place(small, name, reduced.train(layer.training))
+    else:
+        small = reduced.train(layer.training)
+    reduced.explanation = Explanation(
+        parts=reduction.parts,
+        method={"basis": basis, "selection": selection, "fit": fit},
+        solver=str(reduced.settings),
+        snapshots=len(snapshots),
+        samples=len(set(snapshots.sample)),
+        evaluations=max(snapshots.nfe),
+        operations=(_operations(layer.function, example), _operations(reduced.ode, example, reduced)),
+        errors=_held_out_errors(network, small, name, held_out),
+    )
+    reduced.record(fom=fom, bases=reduction.bases, singular_values=reduction.singular_values)
+    return small
+
+
+@dataclass(eq=False)
+class _Example:
+    """Keeps some states, and their inputs, of the first evaluation of the ODE function."""
+
+    t: Tensor | None = None
+    y: Tensor | None = None
+    u: Tensor | None = None
+
+    def __call__(self, t, y, u):
+        if self.y is None:
+            self.t, self.y, self.u = t.clone(), y[:4].clone(), None if u is None else u[:4].clone()
+
+
+def _reduced_layer(layer: ODELayer, fom: OdeLayerModel, reduction, example: _Example) -> ReducedODELayer:
+    dtype, device = example.y.dtype, example.y.device
+    projected = "state" in reduction.bases
+    reduced = ReducedODELayer(
+        layer.settings,
+        tuple(example.y.shape[1:]),
+        chain_to_module(-reduction.rom.operator.chain, dtype, device),
+        reduction.bases["state"].shape[1] if projected else None,
+        layer.input_use,
+    )
+    if projected:
+        _fill(reduced.encode, reduction.rom.initial_data.encode)
+        _fill(reduced.decode, reduction.rom.output_functional.chain.output)
+    return reduced
+
+
+def _fill(linear: nn.Linear, affine: AffineMap) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(to_tensor(affine.linear, linear.weight.dtype, linear.weight.device))
+        linear.bias.copy_(to_tensor(affine.shift, linear.bias.dtype, linear.bias.device))
+
+
+def _operations(f: nn.Module, example: _Example, reduced: ReducedODELayer | None = None) -> int:
+    """Multiply–adds of the matrix products and convolutions of one evaluation for one sample."""
+    y, u = example.y[:1], None if example.u is None else example.u[:1]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        if reduced is None:
+            f = copy.deepcopy(f).eval()  # its own counters do not move
+            f(example.t, y, u)
+        else:
+            f(y.new_zeros(1, reduced.ode.state_size), u, example.t)
+    return counter.get_total_flops() // 2
+
+
+def _held_out_errors(network: nn.Module, small: nn.Module, name: str, held_out: Calibration) -> dict[str, float]:
+    """Relative errors ``‖small − full‖ / ‖full‖`` over held-out samples, of the layer's and the network's output."""
+    sums: dict[str, list[float]] = {}
+    samples = 0
+    with evaluation(network), evaluation(small):
+        for batch in held_out:
+            results = []
+            for model in (network, small):
+                seen: list[Tensor] = []
+                hook = model.get_submodule(name).register_forward_hook(lambda m, a, output, to=seen: to.append(output))
+                try:
+                    output = call_network(model, batch)
+                finally:
+                    hook.remove()
+                results.append({"layer output": torch.cat([s.flatten() for s in seen]), "network output": output})
+            for key, full in results[0].items():
+                if isinstance(full, Tensor) and full.is_floating_point():
+                    full, approximate = full.double(), results[1][key].double()
+                    entry = sums.setdefault(key, [0.0, 0.0])
+                    entry[0] += float((approximate - full).square().sum())
+                    entry[1] += float(full.square().sum())
+            samples += batch.size
+            if samples >= HELD_OUT_SAMPLES:
+                break
+    errors = {key: (error / max(norm, 1e-300)) ** 0.5 for key, (error, norm) in sums.items()}
+    if not all(error < float("inf") for error in errors.values()):
+        raise NonFiniteError(
+            "the reduced layer's solution is not finite on held-out calibration data: its ODE is unstable at these "
+            "sizes; ask for a larger state_dim, or other points"
+        )
+    return errors

@@ -1,0 +1,189 @@
+"""The reduced ODE layer: projection, a small ODE, and lifting. It runs on torch alone."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from torchmor.adapters.chain_module import ChainModule
+from torchmor.engine.explanation import Explanation
+from torchmor.adapters.solve_request import ADAPTIVE_METHODS, SolveSettings, SolvingLayer, explain_mismatch
+from torchmor.engine.errors import InputError, NoRecordError, ShapeError
+
+
+class ReducedODELayer(SolvingLayer):
+    """An ODE layer of reduced order: ``z(t_0) = Wᵀ (y_0 − c)``, ``z' = f_r(t, z, u)``, ``y ≈ c + V z``.
+
+    It is called like the :class:`~torchmor.adapters.ODELayer` it replaces. The reduced operators are parameters, so
+    that the layer can be trained; fixed-step methods and loading need torch only.
+
+    Parameters
+    ----------
+    settings
+        How the reduced ODE is solved.
+    state_shape
+        Shape of one sample's state.
+    ode
+        The reduced ODE function f_r.
+    state_dim
+        Size r of the reduced state; None keeps the state as it is, without projection and lifting.
+    input_use
+        Whether the original function takes an input u: "required", "optional" or "none".
+    explanation
+        What the reduction did.
+
+    Attributes
+    ----------
+    encode, decode
+        Projection and lifting, nn.Linear (nn.Identity where the state is kept).
+    ode
+        The reduced ODE function, a ChainModule.
+    """
+
+    def __init__(
+        self,
+        settings: SolveSettings,
+        state_shape: Sequence[int],
+        ode: ChainModule,
+        state_dim: int | None,
+        input_use: str = "none",
+        explanation: Explanation | None = None,
+    ):
+        super().__init__(settings)
+        self.state_shape = tuple(state_shape)
+        self.input_use = input_use
+        self.explanation = explanation
+        self._record = None
+        size = 1
+        for length in self.state_shape:
+            size *= length
+        kind = {"dtype": ode.output.weight.dtype, "device": ode.output.weight.device}
+        keep = state_dim is None
+        self.encode = nn.Identity() if keep else skip_init(nn.Linear, size, state_dim, **kind)
+        self.ode = ode
+        self.decode = nn.Identity() if keep else skip_init(nn.Linear, state_dim, size, **kind)
+
+    def forward(self, y0: Tensor, u=None, t: Sequence[float] | Tensor | None = None) -> Tensor:
+        """Solve the reduced ODE from the state y0.
+
+        Parameters
+        ----------
+        y0
+            Initial state (batch, *state_shape), of the layer's dtype and device.
+        u
+            Input: a callable of t that returns (batch, p), or samples (batch, len(input_times), p).
+        t
+            Times instead of the layer's.
+
+        Returns
+        -------
+        Tensor (batch, *state_shape), or (len(t), batch, *state_shape) for the output "trajectory", like y0.
+
+        Raises
+        ------
+        ShapeError, DtypeError, DeviceError, InputError, ValueError
+            An argument does not fit.
+        SolverError
+            The solver failed.
+        """
+        request = self.settings.request(y0, u, t, input_use=self.input_use)
+        if tuple(y0.shape[1:]) != self.state_shape:
+            raise ShapeError(
+                f"expected a state of shape (batch, {', '.join(map(str, self.state_shape))}), for which the layer was "
+                f"reduced, got {tuple(y0.shape)}: reshape it, or reduce the network for this shape"
+            )
+        if y0.numel() == 0:
+            return request.unchanged(y0)
+        try:
+            z0 = self.encode(y0.flatten(1))
+        except RuntimeError as error:
+            explained = explain_mismatch(error, self, (y0,), "the state y0")
+            raise explained from (None if explained is error else error)
+        request = request._replace(settings=self.solver_settings())
+        z = request.solve(self._reduced_f, z0, self.ode.parameters())
+        return self.decode(z).reshape(*z.shape[:-1], *self.state_shape)
+
+    def _reduced_f(self, t: Tensor, z: Tensor, u: Tensor | None) -> Tensor:
+        if u is not None and u.shape[-1] != self.ode.input_size:
+            raise InputError(f"expected an input of {self.ode.input_size} channels, got shape {tuple(u.shape)}")
+        return self.ode(z, u, t)
+
+    def solver_settings(self) -> SolveSettings:
+        """Return the settings of the reduced solve.
+
+        Adaptive methods measure errors of z as errors of ``y = c + V z``: a tolerance means what it meant before.
+        """
+        options = self.settings.options
+        if self.method not in ADAPTIVE_METHODS or "norm" in options or isinstance(self.decode, nn.Identity):
+            return self.settings
+        lifting = self.decode.weight.detach()
+        gramian, size = lifting.T @ lifting, lifting.shape[0]
+
+        def norm(z: Tensor) -> Tensor:
+            z = z.detach()
+            return ((z @ gramian.to(z)) * z).sum().clamp(min=0).div(z.shape[0] * size).sqrt()
+
+        return replace(self.settings, options={**options, "norm": norm})
+
+    # -- what the reduction left behind ---------------------------------------------------------------------------
+
+    def explain(self) -> Explanation:
+        """Return what was reduced, what was kept and why, with sizes, constants and errors; print it to read it."""
+        if self.explanation is None:
+            raise NoRecordError("this layer was not made by reduce_network: there is nothing to explain")
+        return self.explanation
+
+    @property
+    def rom(self):
+        """The reduced-order model in pyMOR, rebuilt from the layer's current parameters."""
+        from torchmor.adapters.pymor_models import reduced_order_model
+
+        return reduced_order_model(self)
+
+    @property
+    def fom(self):
+        """The full-order model in pyMOR."""
+        return self._recorded("fom")
+
+    @property
+    def bases(self):
+        """Bases by name: "state" (n, r), and the collateral basis (size, m) of each interpolated stage."""
+        return self._recorded("bases")
+
+    @property
+    def singular_values(self):
+        """POD singular values by name: of the "state", and of each stage."""
+        return self._recorded("singular_values")
+
+    def record(self, **entries) -> None:
+        """Keep what the reduction computed beside the operators; it is not saved, pickled or part of the state."""
+        self._record = entries
+
+    def _recorded(self, name):
+        # an AttributeError inside a property would be reported by nn.Module as a missing attribute of that name
+        if self._record is None:
+            raise NoRecordError(
+                f"this layer was loaded from a file: it holds the reduced operators only, and no '{name}'; reduce the "
+                "network again to get it"
+            )
+        return self._record[name]
+
+    def __getattr__(self, name):
+        if name in ("fom", "bases", "singular_values", "rom"):  # the property raised: let its own message through
+            return type(self).__dict__[name].fget(self)
+        return super().__getattr__(name)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_record": None}
+
+    def __deepcopy__(self, memo):
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        clone.__dict__.update(copy.deepcopy(self.__getstate__(), memo), _record=self._record)
+        return clone
+
+    def extra_repr(self) -> str:
+        """Return the sizes and settings for ``repr(layer)``."""
+        return f"state {self.state_shape} -> {self.ode.state_size}, {super().extra_repr()}"

@@ -1,0 +1,115 @@
+"""What a reduction did, in numbers and words. Pure Python: it travels with saved layers."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """What became of the state, or of one stage of the ODE function.
+
+    Parameters
+    ----------
+    name
+        "state", or the stage's name.
+    what
+        The function in words, for example ``tanh(a1)``.
+    full
+        Size before: state dimension n, or components of the stage.
+    reduced
+        Size after: r, or the number m of evaluated points.
+    why
+        How the size came about, or why the part was kept.
+    dropped_energy
+        Relative squared projection error of the calibration snapshots; None where nothing was dropped.
+    constant
+        Interpolation constant of a stage.
+    condition
+        Condition number of its interpolation matrix.
+    """
+
+    name: str
+    what: str
+    full: int
+    reduced: int
+    why: str
+    dropped_energy: float | None = None
+    constant: float | None = None
+    condition: float | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `reduce_network` did to a layer; ``print(layer.explain())`` to read it.
+
+    Parameters
+    ----------
+    parts
+        The state, and the stages in the order of evaluation.
+    method
+        Names of basis, selection and fit.
+    solver
+        The solver's settings in words.
+    snapshots
+        Number of snapshots used.
+    samples
+        Number of calibration samples they come from.
+    evaluations
+        Evaluations of the ODE function for one forward pass, before the reduction.
+    operations
+        Multiply–adds of one evaluation for one sample, (before, after).
+    errors
+        Relative errors on held-out calibration data, by name.
+    """
+
+    parts: tuple[Part, ...]
+    method: dict[str, str]
+    solver: str
+    snapshots: int
+    samples: int
+    evaluations: int
+    operations: tuple[int, int]
+    errors: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the explanation as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Explanation":
+        """Return the explanation of `to_json`."""
+        parts = tuple(Part(**part) for part in data["parts"])
+        return cls(**{**data, "parts": parts, "operations": tuple(data["operations"])})
+
+    def __str__(self):
+        header = ("part", "function", "full", "reduced", "dropped energy", "constant", "condition", "why")
+        rows = [header]
+        for part in self.parts:
+            numbers = (_short(part.dropped_energy), _short(part.constant), _short(part.condition))
+            rows.append((part.name, part.what, f"{part.full:,}", f"{part.reduced:,}", *numbers, part.why))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(header) - 1)]
+        lines = ["  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
+        before, after = self.operations
+        held_out = ", ".join(f"{name} {_short(error)}" for name, error in self.errors.items())
+        return "\n".join(
+            [
+                "Reduced ODE layer: " + ", ".join(f"{key} {value}" for key, value in self.method.items()),
+                f"solver: {self.solver}",
+                f"calibration: {self.snapshots:,} snapshots of {self.samples:,} samples, "
+                f"{self.evaluations:,} evaluations of the ODE function in a forward pass",
+                "",
+                *lines,
+                "",
+                f"one evaluation of the ODE function: {before:,} -> {after:,} multiply-adds for each sample"
+                + (f" ({before / after:.3g} times fewer)" if after and before > after else ""),
+                f"relative error on held-out calibration data: {held_out or 'not measured'}",
+                "dropped energy: relative squared projection error; constant: the interpolation error is at most "
+                "this times the best possible",
+            ]
+        )
+
+    __repr__ = __str__
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"

@@ -1,0 +1,186 @@
+"""The classic reduction of an ODE layer's model: POD of the states, empirical interpolation of every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pymor.core.logger import log_levels
+
+from torchmor.engine.bases import PodBasis, pod
+from torchmor.engine.errors import SizeError
+from torchmor.engine.explanation import Part
+from torchmor.engine.models import OdeLayerModel
+from torchmor.engine.points import SELECTIONS, CollateralBasis, interpolate
+from torchmor.engine.reductors import OdeLayerReductor
+
+Size = int | str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """What :func:`reduce_model` returns.
+
+    Parameters
+    ----------
+    rom
+        The reduced-order model.
+    reductor
+        The reductor that built it; its `reconstruct` lifts solutions.
+    bases
+        "state" → V (n, r); stage name → collateral basis (size, m). Kept parts have no entry.
+    interpolations
+        Stage name → interpolation.
+    singular_values
+        POD singular values of "state" and of each stage that is not kept.
+    parts
+        What became of the state and of the stages.
+    """
+
+    rom: OdeLayerModel
+    reductor: OdeLayerReductor
+    bases: dict[str, np.ndarray]
+    interpolations: dict[str, CollateralBasis]
+    singular_values: dict[str, np.ndarray]
+    parts: tuple[Part, ...]
+
+
+def reduce_model(
+    fom: OdeLayerModel,
+    y: np.ndarray,
+    u: np.ndarray | None = None,
+    t: np.ndarray | float = 0.0,
+    *,
+    state_dim: Size = None,
+    points: Size | Sequence[Size] = None,
+    modes: Size | Sequence[Size] = None,
+    selection: str = "deim",
+    energy_rtol: float | None = None,
+) -> Reduction:
+    """Reduce the model of an ODE layer by POD–Galerkin with interpolated stages.
+
+    Parameters
+    ----------
+    fom
+        Model of :func:`~torchmor.engine.models.ode_layer_model`.
+    y, u, t
+        Snapshots: states (n, k), inputs (p, k), times (k,).
+    state_dim
+        Reduced size r, "full" to keep the state, or None for the smallest r that `energy_rtol` allows.
+    points
+        Evaluated points of each stage: one size for all, or one for each; a size is an int, "full" or None as above.
+    modes
+        Collateral basis vectors of each stage; interpolation needs as many as points.
+    selection
+        'deim', 'qdeim' or 'ei_greedy'.
+    energy_rtol
+        Relative tolerance of the energy rule ``Σ_{i>r} σ_i² ≤ energy_rtol² Σ σ_i²``.
+
+    Raises
+    ------
+    SizeError
+        A size is impossible, or missing without `energy_rtol`.
+
+    References
+    ----------
+    Lehtimäki, Paunonen, Linne: Accelerating Neural ODEs Using Model Order Reduction, IEEE TNNLS 2022.
+    """
+    chain = -fom.operator.chain
+    check_sizes(chain.state_size, state_dim, points, modes, selection, energy_rtol)
+    sizes = stage_sizes(points, len(chain.stages), "points")
+    for m, d in zip(sizes, stage_sizes(modes, len(chain.stages), "modes"), strict=True):
+        if d is not None and d != m:
+            raise SizeError(f"expected as many modes as points for interpolation, got {d} modes for {m} points")
+    if isinstance(points, int) and chain.stages and points > max(stage.size for stage in chain.stages):
+        raise SizeError(_too_large("points", points, max(stage.size for stage in chain.stages)))
+
+    bases, interpolations, singular_values = {}, {}, {}
+    with log_levels({"pymor": "WARNING"}):
+        r, basis, part = _reduced_state(y, state_dim, energy_rtol)
+        parts = [part]
+        if r is not None:
+            bases["state"], singular_values["state"] = basis.modes[:, :r], basis.singular_values
+        values = None
+        for stage, size in zip(chain.stages, sizes, strict=True):
+            what = stage.expression.text([f"a{i + 1}" for i in range(stage.expression.arity)])
+            if isinstance(points, list | tuple) and isinstance(size, int) and size > stage.size:
+                raise SizeError(_too_large(f"points of stage '{stage.name}'", size, stage.size))
+            if size == "full" or stage.size == 1 or (isinstance(size, int) and size >= stage.size):
+                why = "kept: as asked" if size == "full" else "kept: no more components than points"
+                parts.append(Part(stage.name, what, stage.size, stage.size, why))
+                continue
+            if values is None:
+                values = chain.evaluate(y, u, t)
+            snapshots = np.ascontiguousarray(np.broadcast_to(values[stage.name], (stage.size, y.shape[1])))
+            basis = pod(snapshots, size, energy_rtol)
+            m = basis.energy_rank(energy_rtol) if size is None else size
+            why = f"{selection}, " + ("as asked" if size is not None else f"energy_rtol={energy_rtol:g}")
+            singular_values[stage.name] = basis.singular_values
+            if m >= stage.size:
+                parts.append(Part(stage.name, what, stage.size, stage.size, f"kept: energy_rtol={energy_rtol:g}"))
+                continue
+            try:
+                sampled = interpolate(snapshots, basis, m, selection)
+            except SizeError as error:
+                raise SizeError(f"stage '{stage.name}', {what}: {error}") from None
+            interpolations[stage.name], bases[stage.name] = sampled, sampled.basis
+            parts.append(
+                Part(stage.name, what, stage.size, m, why, basis.dropped_energy(m), sampled.constant, sampled.condition)
+            )
+        trial = None if r is None else fom.solution_space.from_numpy(bases["state"])
+        reductor = OdeLayerReductor(fom, trial, interpolations)
+        rom = reductor.reduce()
+    return Reduction(rom, reductor, bases, interpolations, singular_values, tuple(parts))
+
+
+def check_sizes(n, state_dim, points, modes, selection, energy_rtol) -> None:
+    """Raise SizeError or ValueError where the sizes asked for are impossible whatever the data."""
+    if selection not in SELECTIONS:
+        raise ValueError(f"expected selection to be one of {', '.join(SELECTIONS)}, got {selection!r}")
+    if energy_rtol is not None and not 0 <= energy_rtol < 1:
+        raise SizeError(f"expected 0 ≤ energy_rtol < 1, got {energy_rtol}")
+    every = [state_dim, *(points if isinstance(points, list | tuple) else [points])]
+    every += modes if isinstance(modes, list | tuple) else [modes]
+    for size in every:
+        if size is not None and size != "full" and (not isinstance(size, int | np.integer) or size < 1):
+            raise SizeError(f'expected sizes to be positive ints, "full" or None, got {size!r}')
+    chosen = every[: 1 + (len(points) if isinstance(points, list | tuple) else 1)]
+    if energy_rtol is None and any(size is None for size in chosen):
+        raise SizeError(
+            "expected sizes, or a tolerance to choose them by, got neither for some part: give state_dim and points, "
+            "or energy_rtol=1e-3"
+        )
+    if n is not None and isinstance(state_dim, int) and state_dim > n:
+        raise SizeError(_too_large("state_dim", state_dim, n))
+
+
+def stage_sizes(sizes: Size | Sequence[Size], count: int, name: str) -> list[Size]:
+    """Return one size for each stage."""
+    if not isinstance(sizes, list | tuple):
+        return [sizes] * count
+    if len(sizes) != count:
+        raise SizeError(f"expected one entry of {name} for each of the {count} stages, got {len(sizes)}: {sizes}")
+    return list(sizes)
+
+
+def _reduced_state(y, state_dim, energy_rtol) -> tuple[int | None, PodBasis | None, Part]:
+    n = len(y)
+    if state_dim == "full" or state_dim == n:
+        why = "kept: as asked" if state_dim == "full" else "kept: r = n"
+        return None, None, Part("state", "y", n, n, why)
+    basis = pod(y, state_dim, energy_rtol)
+    r = basis.energy_rank(energy_rtol) if state_dim is None else state_dim
+    if r > basis.rank:
+        raise SizeError(
+            f"expected state_dim at most the numerical rank {basis.rank} of the calibration states, got {r}: ask for "
+            f'{basis.rank} or fewer, or state_dim="full", or calibrate with more varied data'
+        )
+    if r >= n:
+        return None, None, Part("state", "y", n, n, f"kept: energy_rtol={energy_rtol:g}")
+    why = "POD, " + ("as asked" if state_dim is not None else f"energy_rtol={energy_rtol:g}")
+    return r, basis, Part("state", "y", n, r, why, basis.dropped_energy(r))
+
+
+def _too_large(name, size, full):
+    return f"expected {name} of at most {full}, the full size, got {size}: ask for fewer"

@@ -1,0 +1,220 @@
+import itertools
+import math
+
+import pytest
+import torch
+import torchdiffeq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchmor.adapters.inputs import SampledSignal
+from torchmor.adapters.solve_request import SolveSettings
+from torchmor.adapters.solvers import is_fixed_step, solve_fixed_step
+from torchmor.engine.tableaux import TABLEAUX
+
+DOUBLE = {"dtype": torch.float64}
+GRIDS = {
+    "forward": (0.0, 0.5, 1.0),
+    "backward": (1.0, 0.2, -0.5),
+    "non-uniform": (0.3, 0.31, 0.9, 1.1),
+    "offset": (-3.0, -1.0),
+}
+#: Absolute error of a linear problem with 16 steps, twice what was measured.
+BOUNDS = {"euler": 0.1, "midpoint": 3e-3, "heun2": 3e-3, "heun3": 5e-5, "rk4": 6e-7}
+
+
+def f(t, y):
+    return torch.tanh(y @ MATRIX.T.to(y)) * torch.cos(3 * t)
+
+
+MATRIX = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), **DOUBLE)
+Y0 = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), **DOUBLE)
+
+
+def assert_equal_to_rounding(value, expected, rtol=1e-14):
+    assert value.shape == expected.shape
+    assert value.dtype == expected.dtype
+    assert (value - expected).abs().max() <= rtol * expected.abs().max()
+
+
+@pytest.mark.parametrize("method", TABLEAUX)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_equals_torchdiffeq(method, grid):
+    """Law: equals ``torchdiffeq.odeint`` of the method with this tableau, and the same options, to rounding."""
+    t = GRIDS[grid]
+    for step_size, interp in itertools.product((None, 0.1, 0.07, 5.0), ("linear", "cubic")):
+        options = {"interp": interp} | ({} if step_size is None else {"step_size": step_size})
+        expected = torchdiffeq.odeint(f, Y0, torch.tensor(t, **DOUBLE), method=method, options=options)
+        assert_equal_to_rounding(solve_fixed_step(f, Y0, t, TABLEAUX[method], **options), expected)
+        assert_equal_to_rounding(
+            solve_fixed_step(f, Y0, t, TABLEAUX[method], **options, final=True), expected[-1]
+        )
+
+
+@given(
+    method=st.sampled_from(list(TABLEAUX)),
+    t=st.lists(st.floats(-2, 2, width=32), min_size=2, max_size=5, unique=True).map(sorted),
+    backward=st.booleans(),
+    step_size=st.sampled_from([None, 0.1, 0.3]),
+    interp=st.sampled_from(["linear", "cubic"]),
+)
+def test_equals_torchdiffeq_on_any_grid(method, t, backward, step_size, interp):
+    t = t[::-1] if backward else t
+    options = {"interp": interp} | ({} if step_size is None else {"step_size": step_size})
+    expected = torchdiffeq.odeint(f, Y0, torch.tensor(t, **DOUBLE), method=method, options=options)
+    assert_equal_to_rounding(solve_fixed_step(f, Y0, t, TABLEAUX[method], **options), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", TABLEAUX)
+def test_equals_torchdiffeq_in_low_precision(method, dtype):
+    t, options = (0.0, 1.0), {"step_size": 0.05}
+    expected = torchdiffeq.odeint(f, Y0.to(dtype), torch.tensor(t, **DOUBLE), method=method, options=options)
+    value = solve_fixed_step(f, Y0.to(dtype), t, TABLEAUX[method], **options)
+    assert_equal_to_rounding(value, expected, rtol=8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("method", TABLEAUX)
+@pytest.mark.parametrize("interpolation", ["linear", "previous"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_equals_torchdiffeq_with_an_input_that_jumps_at_steps(method, interpolation, dtype):
+    """Both see the same side of each jump, also where times are rounded."""
+    for t in ([i / 25 for i in range(26)], [1 - i / 7 for i in range(8)], [0.1, 0.3, 0.7, 1.7]):
+        u = torch.randn(3, len(t), 4, **DOUBLE).to(dtype)
+        signal = SampledSignal(u, t, interpolation)
+        expected = torchdiffeq.odeint(
+            lambda s, y, signal=signal: f(s, y) + signal(s),
+            Y0.to(dtype),
+            torch.tensor(t, **DOUBLE),
+            method=method,
+        )
+        value = solve_fixed_step(
+            lambda s, y, u: f(s, y) + u, Y0.to(dtype), t, TABLEAUX[method], signal=signal
+        )
+        assert_equal_to_rounding(value, expected, rtol=40 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("method", TABLEAUX)
+@pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, 0.0)])
+def test_order_of_convergence(method, times):
+    """y' = A y against expm, and the observed order within 0.1."""
+    a = torch.tensor([[-1.0, 2.0], [-2.0, -0.5]], **DOUBLE)
+    y0 = torch.tensor([[1.0, 0.5]], **DOUBLE)
+    exact = y0 @ torch.linalg.matrix_exp((times[1] - times[0]) * a).T
+
+    def error(steps):
+        solution = solve_fixed_step(
+            lambda t, y: y @ a.T, y0, times, TABLEAUX[method], step_size=1 / steps, final=True
+        )
+        return (solution - exact).abs().max().item()
+
+    order = math.log2(error(256) / error(512))
+    assert abs(order - TABLEAUX[method].order) < 0.1
+    assert error(16) < 5 * BOUNDS[method]
+
+
+@pytest.mark.parametrize("method", ["midpoint", "heun2", "heun3", "rk4"])
+def test_order_of_convergence_in_time(method):
+    """y' = cos(3 t) y, whose solution is exp(sin(3 t)/3): wrong nodes c would be seen."""
+    y0 = torch.ones(1, 1, **DOUBLE)
+
+    def error(steps):
+        solution = solve_fixed_step(
+            lambda t, y: torch.cos(3 * t) * y,
+            y0,
+            (0.0, 2.0),
+            TABLEAUX[method],
+            step_size=2 / steps,
+            final=True,
+        )
+        return abs(solution.item() - math.exp(math.sin(6) / 3))
+
+    assert abs(math.log2(error(128) / error(256)) - TABLEAUX[method].order) < 0.15
+    assert error(256) < 1e-4
+
+
+def test_cubic_interpolation_is_more_accurate_than_linear():
+    t = [i / 30 for i in range(31)]
+    exact = torch.exp(torch.tensor(t, **DOUBLE))[:, None, None]
+
+    def error(interp):
+        y0 = torch.ones(1, 1, **DOUBLE)
+        solution = solve_fixed_step(lambda t, y: y, y0, t, TABLEAUX["rk4"], step_size=0.25, interp=interp)
+        return (solution - exact).abs().max().item()
+
+    assert error("cubic") < 1e-4 < error("linear") < 3e-2
+
+
+@pytest.mark.parametrize("method", TABLEAUX)
+def test_a_sample_alone_gives_the_same_result(method):
+    t = (0.0, 0.4, 1.0)
+    whole = solve_fixed_step(f, Y0, t, TABLEAUX[method], step_size=0.1)
+    alone = solve_fixed_step(f, Y0[1:2], t, TABLEAUX[method], step_size=0.1)
+    assert_equal_to_rounding(alone, whole[:, 1:2])
+
+
+@pytest.mark.parametrize("method", TABLEAUX)
+def test_gradients(method):
+    y0 = Y0[:2].clone().requires_grad_()
+    u = torch.randn(2, 3, 4, **DOUBLE).requires_grad_()
+    weight = MATRIX.clone().requires_grad_()
+
+    def solve(y0, u, weight):
+        signal = SampledSignal(u, (0.0, 0.2, 1.0))
+        return solve_fixed_step(
+            lambda t, y, u: torch.tanh(y @ weight.T) + u,
+            y0,
+            (0.0, 0.4),
+            TABLEAUX[method],
+            step_size=0.2,
+            signal=signal,
+        )
+
+    assert torch.autograd.gradcheck(solve, (y0, u, weight))
+
+
+def test_time_arrives_as_a_scalar_of_the_states_dtype():
+    seen = []
+
+    def rhs(t, y):
+        seen.append(t)
+        return y
+
+    solve_fixed_step(rhs, Y0.float(), (0.0, 1.0), TABLEAUX["rk4"])
+    assert all(t.shape == () and t.dtype == torch.float32 for t in seen)
+    torch.testing.assert_close(torch.stack(seen), torch.tensor([0, 1 / 3, 2 / 3, 1]))
+
+
+def test_is_fixed_step():
+    assert all(map(is_fixed_step, ("euler", "midpoint", "heun2", "heun3", "rk4")))
+    assert not any(map(is_fixed_step, ("dopri5", "explicit_adams", "scipy_solver")))
+
+
+class _Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.settings = SolveSettings(
+            (0.0, 0.3, 1.0), "rk4", options={"step_size": 0.25}, input_times=(0.0, 0.3, 1.0)
+        )
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, y0, u):
+        return self.settings.request(y0, u, input_use="required").solve(self.f, y0)
+
+    def f(self, t, y, u):
+        return torch.tanh(self.linear(y)) * t + u
+
+
+def test_exports_with_a_dynamic_batch():
+    layer, y0, u = _Layer(), torch.randn(5, 4), torch.randn(5, 3, 4)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(layer, (y0, u), dynamic_shapes=({0: batch}, {0: batch}))
+    y0, u = torch.randn(7, 4), torch.randn(7, 3, 4)
+    torch.testing.assert_close(program.module()(y0, u), layer(y0, u))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiles_as_one_graph():
+    layer, y0, u = _Layer(), torch.randn(5, 4), torch.randn(5, 3, 4)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(y0, u), layer(y0, u))
