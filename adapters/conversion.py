@@ -26,6 +26,7 @@ def chain_to_module(
         A map is too large for a dense matrix: reduce the chain first.
     """
     chain = _numbered(chain)
+    weights = [_dense(affine) for affine in chain.maps]
     module = ChainModule(
         chain.state_size,
         chain.input_size,
@@ -35,8 +36,8 @@ def chain_to_module(
         device,
     )
     with torch.no_grad():
-        for affine, target in zip(chain.maps, (*module.stages, module.output), strict=True):
-            target.weight.copy_(to_tensor(_dense(affine), dtype, device))
+        for affine, weight, target in zip(chain.maps, weights, (*module.stages, module.output), strict=True):
+            target.weight.copy_(to_tensor(weight, dtype, device))
             target.bias.copy_(to_tensor(affine.shift, dtype, device))
     return module
 

@@ -16,10 +16,10 @@ from torchmor.adapters.reduced_layer import ReducedODELayer
 def export_operators(layer: ReducedODELayer, path: str | os.PathLike) -> None:
     """Write the reduced operators to an ``.npz`` or ``.mat`` file, with the equation in words.
 
-    The file holds float64 arrays named as in its entry ``equation``: the encoding ``z = E y + e``, for each stage k the
-    matrices of its argument (``A1_z`` multiplies z, ``A1_u`` the input, ``A1_t`` the time, ``A2_g1`` stage 1) and its
-    shift ``b1``, the output ``dz/dt`` likewise (``B_z``, …, ``b``), the decoding ``y = D z + d``, and the layer's `times`.
-    The entry ``shapes`` lists all shapes. States are flattened row by row (C order).
+    The file holds float64 arrays named as in its entry ``equation``: the encoding ``z = E y + e``, for each stage k
+    the matrices of its argument (``A1_z`` multiplies z, ``A1_u`` the input, ``A1_t`` the time, ``A2_g1`` stage 1) and
+    its shift ``b1``, the output ``dz/dt`` likewise (``B_z``, …, ``b``), the decoding ``y = D z + d``, and the layer's
+    `times`. The entry ``shapes`` lists all shapes. States are flattened row by row (C order).
 
     Parameters
     ----------

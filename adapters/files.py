@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 
 from torchmor.adapters.atomic import atomic_path
 from torchmor.adapters.chain_module import ChainModule
-from torchmor.engine.explanation import Explanation
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.solve_request import SolveSettings
 from torchmor.engine.errors import FileFormatError, UnknownLayerError
+from torchmor.engine.explanation import Explanation
 from torchmor.engine.expressions import Expression
 
 FORMAT = "torchmor reduced ODE layers"
@@ -46,7 +47,8 @@ def save(small_or_layer: nn.Module, path: str | os.PathLike) -> None:
     UnknownLayerError
         There is no reduced layer in the network.
     ValueError
-        A solver option is a function, or the network's state holds something else than tensors: neither can be saved.
+        A solver option is a function, or the network's state holds something else than tensors; neither can be
+        saved.
     """
     layers = {name: m for name, m in small_or_layer.named_modules() if isinstance(m, ReducedODELayer)}
     if not layers:
@@ -97,18 +99,16 @@ def load(path: str | os.PathLike, network: nn.Module | None = None) -> nn.Module
                 f"expected a file of one reduced layer, got {', '.join(map(repr, layers))} in {os.fspath(path)!r}: "
                 "call load(path, network=network) with the network that was reduced"
             )
-        ((name, layer),) = layers.items()
-        prefix = f"{name}." if name else ""
-        layer.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        return layer
+        return layers.popitem()[1]
     if "" in layers:
         raise UnknownLayerError(
             f"expected the file of a whole network, got a layer alone in {os.fspath(path)!r}: call load(path) and "
             "place it yourself"
         )
-    network = copy.deepcopy(network)
-    for name, layer in layers.items():
-        place(network, name, layer)
+    network = with_layers(network, layers).cpu()
+    for key, value in network.state_dict(keep_vars=True).items():
+        if key in tensors:  # loading casts silently to the dtype that is there
+            value.data = value.data.to(tensors[key].dtype)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -125,12 +125,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
         As `load`.
     """
     name = os.fspath(path)
+    with open(name, "rb"):  # a missing file, or one that may not be read, is no matter of format
+        pass
     try:
         with safetensors.safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError:
-        raise
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(
             f"expected a whole safetensors file, got {name!r}, which is truncated or of another kind ({error}): "
@@ -141,7 +141,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
     text = metadata[_KEY]
     try:
         config = json.loads(text)
-        version = config["version"]
+        version = int(config["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise FileFormatError(f"the configuration in {name!r} is damaged ({error}): copy the file again") from error
     if version != VERSION:
@@ -151,23 +151,29 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     if metadata.get("sha256") != _digest(text, tensors):
         raise FileFormatError(f"{name!r} was altered after it was saved: its checksum does not fit; copy it again")
+    if not isinstance(config.get("layers"), dict) or not config["layers"]:
+        raise FileFormatError(f"the configuration in {name!r} is damaged (no layers): save it again")
     return config, tensors
 
 
-def place(network: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer into a network in the place of the module `name`.
+def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a copy of a network with layers in the places of its modules of these names.
+
+    A module that the network holds in several places is replaced in all of them.
 
     Raises
     ------
     UnknownLayerError
         The network has no such module.
     """
-    parent, _, leaf = name.rpartition(".")
-    try:
-        network.get_submodule(name)
-        network.get_submodule(parent).register_module(leaf, layer)
-    except AttributeError as error:
-        raise UnknownLayerError(f"expected a network with a module {name!r}, got one without ({error})") from error
+    placed = {}
+    for name, layer in layers.items():
+        try:
+            old = network.get_submodule(name)
+        except AttributeError as error:
+            raise UnknownLayerError(f"expected a network with a module {name!r}, got one without ({error})") from error
+        placed[id(old)] = layer.train(old.training)
+    return copy.deepcopy(network, placed)
 
 
 def _config(layer: ReducedODELayer) -> dict[str, Any]:
@@ -192,18 +198,18 @@ def _config(layer: ReducedODELayer) -> dict[str, Any]:
 
 
 def _build(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> ReducedODELayer:
+    prefix = f"{name}." if name else ""
+    state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     try:
-        ode = entry["ode"]
-        example = tensors[f"{name}.ode.output.weight" if name else "ode.output.weight"]
+        ode, explanation = entry["ode"], entry["explanation"]
         module = ChainModule(
             ode["state_size"],
             ode["input_size"],
             [Expression.from_json(expression) for expression in ode["expressions"]],
             [(dict(sources), size) for sources, size in ode["maps"]],
-            example.dtype,
+            state["ode.output.weight"].dtype,
         )
-        explanation = entry["explanation"]
-        return ReducedODELayer(
+        layer = ReducedODELayer(
             SolveSettings(**entry["settings"]),
             entry["state_shape"],
             module,
@@ -211,8 +217,10 @@ def _build(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> Redu
             entry["input_use"],
             None if explanation is None else Explanation.from_json(explanation),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        layer.load_state_dict(state)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FileFormatError(f"the configuration of layer {name!r} is damaged ({error!r}): save it again") from error
+    return layer
 
 
 def _plain(value: Any, name: str) -> Any:
@@ -225,8 +233,8 @@ def _plain(value: Any, name: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise ValueError(
-        f"expected solver settings of numbers and text, got {name} = {value!r}, which cannot be saved: remove it before "
-        "saving, and set it again after loading"
+        f"expected solver settings of numbers and text, got {name} = {value!r}, which cannot be saved: remove it "
+        "before saving, and set it again after loading"
     )
 
 

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchmor.adapters.arrays import to_tensor
-from torchmor.adapters.calibration import Calibration, call_network, evaluation
+from torchmor.adapters.calibration import Batch, Calibration, call_network, evaluation
 from torchmor.adapters.conversion import chain_to_module
-from torchmor.adapters.files import place
+from torchmor.adapters.files import with_layers
 from torchmor.adapters.ode_layer import ODELayer, find_layer
 from torchmor.adapters.pymor_models import full_order_model
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.snapshots import collect_snapshots
 from torchmor.engine.affine import AffineMap
-from torchmor.engine.errors import NonFiniteError, NotReducedWarning
+from torchmor.engine.errors import NonFiniteError, NotReducedWarning, SolverError, UnknownLayerError
 from torchmor.engine.explanation import Explanation
 from torchmor.engine.models import OdeLayerModel
 from torchmor.engine.reduction import Size, check_sizes, reduce_model
@@ -92,7 +92,8 @@ def reduce_network(
     Returns
     -------
     nn.Module
-        The smaller network; ``small.get_submodule(name)`` is the ReducedODELayer, whose `explain()` tells what was done.
+        The smaller network; ``small.get_submodule(name)`` is the ReducedODELayer, whose `explain()` tells what was
+        done.
 
     Raises
     ------
@@ -114,14 +115,15 @@ def reduce_network(
     ----------
     Lehtimäki, Paunonen, Linne: Accelerating Neural ODEs Using Model Order Reduction, IEEE TNNLS 2022.
     """
-    layer = find_layer(network, name)
+    _find_layer(network, name)
     for argument, value, allowed in (("basis", basis, ("pod",)), ("fit", fit, ("interpolation",))):
         if value not in allowed:
             raise ValueError(f"expected {argument} to be one of {', '.join(allowed)}, got {value!r}")
-    check_sizes(None, state_dim, points, modes, selection, energy_rtol)
+    check_sizes(state_dim, points, modes, selection, energy_rtol)
     kept, held_out = Calibration(calibration, batch_size, batch_to_inputs, seed).split(seed)
 
-    example = _Example()
+    original, network = network, copy.deepcopy(network)  # calibration moves counters and caches of a copy only
+    layer, example = network.get_submodule(name), _Example()
     with layer.observe(example):
         snapshots = collect_snapshots(network, name, kept, progress=progress)
     fom = full_order_model(layer, example.y, example.u)
@@ -139,16 +141,12 @@ def reduce_network(
     reduced = _reduced_layer(layer, fom, reduction, example)
     if all(part.reduced >= part.full for part in reduction.parts):
         warnings.warn(
-            f"nothing was reduced: state and stages keep their sizes {[part.full for part in reduction.parts]}; ask for "
-            "smaller state_dim or points, or a larger energy_rtol",
+            f"nothing was reduced: state and stages keep their sizes {[part.full for part in reduction.parts]}; ask "
+            "for smaller state_dim or points, or a larger energy_rtol",
             NotReducedWarning,
             stacklevel=2,
         )
-    small = copy.deepcopy(network)
-    if name:
-        place(small, name, reduced.train(layer.training))
-    else:
-        small = reduced.train(layer.training)
+    small = with_layers(original, {name: reduced})
     reduced.explanation = Explanation(
         parts=reduction.parts,
         method={"basis": basis, "selection": selection, "fit": fit},
@@ -161,6 +159,21 @@ def reduce_network(
     )
     reduced.record(fom=fom, bases=reduction.bases, singular_values=reduction.singular_values)
     return small
+
+
+def _find_layer(network: nn.Module, name: str) -> ODELayer:
+    for value, kind in ((network, nn.Module), (name, str)):
+        if not isinstance(value, kind):
+            raise TypeError(
+                "expected reduce_network(network, name, calibration) with a module and the name of its ODE layer as "
+                f"in network.named_modules(), got {value!r}"
+            )
+    if isinstance(dict(network.named_modules(remove_duplicate=False)).get(name), ReducedODELayer):
+        raise UnknownLayerError(
+            f"expected an ODELayer as {name!r}, got a layer that is reduced already: reduce the original network "
+            "again, with other sizes"
+        )
+    return find_layer(network, name)
 
 
 @dataclass(eq=False)
@@ -184,7 +197,7 @@ def _reduced_layer(layer: ODELayer, fom: OdeLayerModel, reduction, example: _Exa
         tuple(example.y.shape[1:]),
         chain_to_module(-reduction.rom.operator.chain, dtype, device),
         reduction.bases["state"].shape[1] if projected else None,
-        layer.input_use,
+        "none" if example.u is None else "required",
     )
     if projected:
         _fill(reduced.encode, reduction.rom.initial_data.encode)
@@ -216,18 +229,15 @@ def _held_out_errors(network: nn.Module, small: nn.Module, name: str, held_out: 
     samples = 0
     with evaluation(network), evaluation(small):
         for batch in held_out:
-            results = []
-            for model in (network, small):
-                seen: list[Tensor] = []
-                hook = model.get_submodule(name).register_forward_hook(lambda m, a, output, to=seen: to.append(output))
-                try:
-                    output = call_network(model, batch)
-                finally:
-                    hook.remove()
-                results.append({"layer output": torch.cat([s.flatten() for s in seen]), "network output": output})
-            for key, full in results[0].items():
+            results = _outputs(network, name, batch)
+            try:
+                reduced_results = _outputs(small, name, batch)
+            except SolverError as error:
+                raise _unstable() from error
+            for key, full in results.items():
                 if isinstance(full, Tensor) and full.is_floating_point():
-                    full, approximate = full.double(), results[1][key].double()
+                    known = full.isfinite()  # a network may mask its output with infinity
+                    full, approximate = full[known].double(), reduced_results[key][known].double()
                     entry = sums.setdefault(key, [0.0, 0.0])
                     entry[0] += float((approximate - full).square().sum())
                     entry[1] += float(full.square().sum())
@@ -236,8 +246,23 @@ def _held_out_errors(network: nn.Module, small: nn.Module, name: str, held_out: 
                 break
     errors = {key: (error / max(norm, 1e-300)) ** 0.5 for key, (error, norm) in sums.items()}
     if not all(error < float("inf") for error in errors.values()):
-        raise NonFiniteError(
-            "the reduced layer's solution is not finite on held-out calibration data: its ODE is unstable at these "
-            "sizes; ask for a larger state_dim, or other points"
-        )
+        raise _unstable()
     return errors
+
+
+def _outputs(network: nn.Module, name: str, batch: Batch) -> dict[str, Any]:
+    """Return the output of the network's layer (of all its calls), and of the network."""
+    seen: list[Tensor] = []
+    hook = network.get_submodule(name).register_forward_hook(lambda module, arguments, output: seen.append(output))
+    try:
+        output = call_network(network, batch)
+    finally:
+        hook.remove()
+    return {"layer output": torch.cat([value.flatten() for value in seen]), "network output": output}
+
+
+def _unstable() -> NonFiniteError:
+    return NonFiniteError(
+        "expected a finite solution of the reduced layer on held-out calibration data, got one that grows without "
+        "bound: its ODE is unstable at these sizes; ask for a larger state_dim, or other points"
+    )

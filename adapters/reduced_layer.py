@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from torchmor.adapters.chain_module import ChainModule
-from torchmor.engine.explanation import Explanation
 from torchmor.adapters.solve_request import ADAPTIVE_METHODS, SolveSettings, SolvingLayer, explain_mismatch
 from torchmor.engine.errors import InputError, NoRecordError, ShapeError
+from torchmor.engine.explanation import Explanation
 
 
 class ReducedODELayer(SolvingLayer):
@@ -96,18 +96,22 @@ class ReducedODELayer(SolvingLayer):
             )
         if y0.numel() == 0:
             return request.unchanged(y0)
+        request = request._replace(settings=self.solver_settings())
         try:
-            z0 = self.encode(y0.flatten(1))
+            z = request.solve(self._reduced_f, self.encode(y0.flatten(1)), self.ode.parameters())
         except RuntimeError as error:
             explained = explain_mismatch(error, self, (y0,), "the state y0")
-            raise explained from (None if explained is error else error)
-        request = request._replace(settings=self.solver_settings())
-        z = request.solve(self._reduced_f, z0, self.ode.parameters())
+            if explained is error:
+                raise
+            raise explained from error
         return self.decode(z).reshape(*z.shape[:-1], *self.state_shape)
 
     def _reduced_f(self, t: Tensor, z: Tensor, u: Tensor | None) -> Tensor:
         if u is not None and u.shape[-1] != self.ode.input_size:
-            raise InputError(f"expected an input of {self.ode.input_size} channels, got shape {tuple(u.shape)}")
+            raise InputError(
+                f"expected an input of {self.ode.input_size} channels, for which the layer was reduced, got u(t) of "
+                f"shape {tuple(u.shape)}: give the input that the calibration data had"
+            )
         return self.ode(z, u, t)
 
     def solver_settings(self) -> SolveSettings:

@@ -266,10 +266,9 @@ class SolveRequest(NamedTuple):
         options = dict(self.settings.options)
         if self.settings.method not in ADAPTIVE_METHODS:
             return options
-        low, high = sorted((self.times[0], self.times[-1]))
-        kinks = () if self.signal is None else self.signal.kinks
-        jumps = [time for time in kinks if low < time < high]
-        close = 1e-12 * (high - low)
+        # all kinks, for adaptive solvers step beyond the last time and interpolate
+        jumps = [] if self.signal is None else list(self.signal.kinks)
+        close = 1e-12 * abs(self.times[-1] - self.times[0])
 
         # torchdiffeq refuses a time that comes twice, and steps needlessly between times that differ by
         # rounding

@@ -1,7 +1,5 @@
 """pyMOR operators and models as torch modules."""
 
-from __future__ import annotations
-
 from itertools import accumulate, repeat
 
 import numpy as np
@@ -13,23 +11,39 @@ from pymor.algorithms.timestepping import (
     ImplicitMidpointTimeStepper,
 )
 from pymor.models.basic import InstationaryModel
-from pymor.operators.constructions import IdentityOperator
+from pymor.operators.constructions import IdentityOperator, ProjectedOperator
 from pymor.operators.interface import Operator
-from pymor.parameters.base import Mu
+from pymor.parameters.base import Mu, Parameters
 from pymor.vectorarrays.numpy import NumpyVectorSpace
 from torch import nn
 
 from torchmor.adapters.arrays import to_tensor
 from torchmor.adapters.conversion import MAX_ENTRIES, chain_to_module
-from torchmor.adapters.linear_recurrence import LinearRecurrence, NonlinearRecurrence, Recurrence
-from torchmor.engine.chain_algebra import left_divide, linear_chain, linear_combination
+from torchmor.adapters.recurrences import LinearRecurrence, NonlinearRecurrence, Recurrence
+from torchmor.adapters.reduced_layer import ReducedODELayer
+from torchmor.adapters.solve_request import SolveSettings
+from torchmor.engine.affine import AffineMap
+from torchmor.engine.chain_algebra import (
+    compose,
+    constant_chain,
+    left_divide,
+    linear_chain,
+    linear_combination,
+    trim,
+)
 from torchmor.engine.errors import ParameterError, SizeError, UnsupportedOperationError
 from torchmor.engine.folding import fold_operator, parameter_values
+from torchmor.engine.operators import InitialStateOperator
 from torchmor.engine.stages import StageChain
-from torchmor.engine.time_steppers import LayerTimeStepper
+from torchmor.engine.time_steppers import LayerTimeStepper, RungeKuttaTimeStepper
 
-#: pyMOR's time steppers that fold into a recurrence, with their implicit part θ: (M + θ dt A) z_{k+1} = ….
-_IMPLICIT_PART = {ExplicitEulerTimeStepper: 0.0, ImplicitEulerTimeStepper: 1.0, ImplicitMidpointTimeStepper: 0.5}
+#: pyMOR's steppers that are recurrences, by their implicit part θ:
+#: (M + θ dt A) z_{k+1} = (M − (1 − θ) dt A) z_k + dt F.
+_IMPLICIT_PART = {
+    ExplicitEulerTimeStepper: 0.0,
+    ImplicitEulerTimeStepper: 1.0,
+    ImplicitMidpointTimeStepper: 0.5,
+}
 
 
 def to_module(
@@ -39,20 +53,25 @@ def to_module(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """Return a pyMOR operator or model as a torch module whose operators are parameters.
+    """Return a pyMOR operator or model as a torch module, whose matrices are parameters.
 
-    * An operator becomes a module (y, u, t) ↦ f(t, y, u) on rows y (batch, n). Its 't' and 'input' parameters are the
-      arguments t and u, unless `mu` fixes them. Law: ``to_module(op)(y) == op.apply(Y)``, y the rows of Y's columns.
-    * A model of an ODE layer becomes a layer y0, u ↦ trajectory.
-    * Any other pyMOR InstationaryModel with an Euler or implicit midpoint time stepper becomes a
-      :class:`~torchmor.adapters.linear_recurrence.LinearRecurrence` or, where it is nonlinear and explicit, a
-      :class:`~torchmor.adapters.linear_recurrence.NonlinearRecurrence`. Law: ``to_module(model, mu)()`` is
-      ``model.solve(mu)`` with shape (number of values, 1, n). Time dependence of the right-hand side is kept.
+    An operator becomes a :class:`~torchmor.adapters.chain_module.ChainModule` (y, u, t) ↦ f(t, y, u) on rows
+    y (batch, n). Its parameters 't' and 'input' are the arguments t and u, unless `mu` has them.
+    Law: ``to_module(op, mu)(y) == op.apply(Y, mu)``, where the rows of y are the vectors of Y.
+
+    A model with a time stepper of torchmor becomes a :class:`~torchmor.adapters.ReducedODELayer`
+    y0, u ↦ trajectory. Law: ``to_module(model)(y0, u) == model.output({"initial_state": y0}, input=u)``, or the
+    solution from y0 where the model has no parameter 'initial_state'.
+
+    A model with an Euler or the implicit midpoint stepper of pyMOR becomes a recurrence, a module of
+    :mod:`torchmor.adapters.recurrences`: linear, or nonlinear with the explicit stepper. Its right-hand side may
+    depend on time. Law: ``to_module(model, mu)() == model.solve(mu)``, as (number of values, 1, n); outputs are
+    not part of it.
 
     Parameters
     ----------
     rom_or_operator
-        The operator, or the model; its outputs and products are not part of the module.
+        The operator or model.
     mu
         Values of its parameters, in any form that pyMOR parses.
     dtype, device
@@ -61,9 +80,9 @@ def to_module(
     Raises
     ------
     UnsupportedOperationError
-        An operator, model or time stepper is not known, or the linear operator of a model depends on time.
+        An operator, model or time stepper is not known, or an operator depends on time in a way that is not.
     ParameterError
-        Values of parameters are missing.
+        Values of parameters are missing, or do not fit.
     SizeError
         A matrix is too large to be dense: reduce the model first.
     """
@@ -71,17 +90,81 @@ def to_module(
         return chain_to_module(fold_operator(rom_or_operator, mu), dtype, device)
     if not isinstance(rom_or_operator, InstationaryModel):
         raise UnsupportedOperationError(
-            f"expected a pyMOR Operator or InstationaryModel, got a {type(rom_or_operator).__name__}: pass one of its "
-            f"operators"
+            f"expected a pyMOR Operator or InstationaryModel, got a {type(rom_or_operator).__name__}: pass one of "
+            f"its operators"
         )
     if isinstance(rom_or_operator.time_stepper, LayerTimeStepper):
         return _layer_of_model(rom_or_operator, mu, dtype, device)
     return _recurrence_of_model(rom_or_operator, mu, dtype, device)
 
 
-def _layer_of_model(model, mu, dtype, device):
+# -- layers -------------------------------------------------------------------------------------------------
+
+
+def _layer_of_model(model, mu, dtype, device) -> ReducedODELayer:
     """Return the layer of a model that steps on the times of an ODE layer."""
-    raise NotImplementedError
+    mu = parameter_values(_parameters(model), mu, model.name, free=("t", "input", "initial_state"))
+    rhs = compose(fold_operator(model.rhs, mu), constant_chain(np.ones(1), model.operator.source.dim))
+    chain = linear_combination([fold_operator(model.operator, mu), rhs], [-1.0, 1.0])
+    if not isinstance(model.mass, IdentityOperator):
+        chain = left_divide(fold_operator(model.mass), chain)
+    stepper = model.time_stepper
+    if isinstance(stepper, RungeKuttaTimeStepper):
+        settings = SolveSettings(
+            stepper.times,
+            stepper.method,
+            options={"step_size": stepper.step_size, "interp": stepper.interp},
+            output="trajectory",
+            input_times=getattr(model, "input_times", None),
+            interpolation=getattr(model, "interpolation", "linear"),
+        )
+    else:
+        settings = stepper.settings
+    encode, decode = _encode_and_decode(model, mu)
+    layer = ReducedODELayer(
+        settings,
+        (chain.state_size if encode is None else encode.sizes[0],),
+        chain_to_module(trim(chain), dtype, device),
+        None if encode is None else encode.size,
+        "required" if chain.reads("u") else "none",
+    )
+    if encode is not None:
+        for target, affine in ((layer.encode, encode), (layer.decode, decode)):
+            _fill({target.weight: affine.blocks()["y"], target.bias: affine.shift})
+    return layer
+
+
+def _encode_and_decode(model, mu: Mu) -> tuple[AffineMap, AffineMap] | tuple[None, None]:
+    """Return the maps from the initial state and to the output; (None, None) where states are the model's own."""
+    data, output = model.initial_data, model.output_functional
+    if "initial_state" not in data.parameters:
+        return None, None
+    if isinstance(data, InitialStateOperator) and data.encode is None and isinstance(output, IdentityOperator):
+        return None, None
+    decode = fold_operator(output, mu)
+    size = data.parameters["initial_state"]
+    if decode.stages or decode.output.sources != ("y",) or decode.output.size != size:
+        raise UnsupportedOperationError(
+            f"expected a model whose output is its state, {size} entries as the initial state, got another "
+            f"output: pass model.with_(output_functional=…), or one of its operators"
+        )
+    return _encode(data), decode.output
+
+
+def _encode(data: Operator) -> AffineMap:
+    """Return the affine map from the parameter 'initial_state' to the model's initial data."""
+    if isinstance(data, InitialStateOperator):
+        return data.encode or AffineMap.from_blocks({"y": sps.eye_array(data.range.dim, format="csr")})
+    if isinstance(data, ProjectedOperator) and data.source_basis is None:
+        test = data.range_basis if data.product is None else data.product.apply_adjoint(data.range_basis)
+        return _encode(data.operator).project(test.to_numpy())
+    raise UnsupportedOperationError(
+        f"expected initial data that are the parameter 'initial_state', perhaps projected, got '{data.name}' of "
+        f"class {type(data).__name__}: reduce the model with InstationaryRBReductor and the same product for all"
+    )
+
+
+# -- recurrences --------------------------------------------------------------------------------------------
 
 
 def _recurrence_of_model(model, mu, dtype, device) -> Recurrence:
@@ -89,12 +172,12 @@ def _recurrence_of_model(model, mu, dtype, device) -> Recurrence:
     stepper, size = model.time_stepper, model.operator.source.dim
     if type(stepper) not in _IMPLICIT_PART:
         raise UnsupportedOperationError(
-            f"expected a time stepper among {', '.join(c.__name__ for c in _IMPLICIT_PART)}, or one of torchmor, got "
-            f"{type(stepper).__name__}: use model.with_(time_stepper=…)"
+            f"expected a time stepper among {', '.join(c.__name__ for c in _IMPLICIT_PART)}, or one of "
+            f"torchmor, got {type(stepper).__name__}: use model.with_(time_stepper=…)"
         )
     if size**2 > MAX_ENTRIES:
         raise SizeError(f"expected a reduced model, got one with {size} unknowns: reduce it first")
-    mu = parameter_values(model, mu)
+    mu = parameter_values(_parameters(model), mu, model.name)
     chain = _operator_chain(model, mu)
     mass = np.eye(size) if isinstance(model.mass, IdentityOperator) else _matrix(fold_operator(model.mass))
     linear = not (chain.stages or chain.reads("t"))
@@ -106,8 +189,8 @@ def _recurrence_of_model(model, mu, dtype, device) -> Recurrence:
         left, shift = mass, np.zeros(size)
     else:
         raise UnsupportedOperationError(
-            f"expected a linear operator that does not depend on time, got a nonlinear or time-dependent one, for "
-            f"which {type(stepper).__name__} solves other equations in each step: use "
+            f"expected a linear operator that does not depend on time, got a nonlinear or time-dependent one, "
+            f"for which {type(stepper).__name__} solves other equations in each step: use "
             f"model.with_(time_stepper=ExplicitEulerTimeStepper(nt)), or torchmor's RungeKuttaTimeStepper"
         )
     # summed up as pyMOR does it; its explicit Euler method, too, evaluates at the end of a step
@@ -115,33 +198,31 @@ def _recurrence_of_model(model, mu, dtype, device) -> Recurrence:
     nodes = [t + step / 2 for t in times[:-1]] if theta == 0.5 else times[1:]
     shifts = step * np.linalg.solve(left, _right_hand_sides(model, mu, nodes) + shift[:, np.newaxis])
     layout = (times, size, shifts.shape[1], _returned(model), dtype, device)
-    values = {"shift": shifts.T, "initial_state": model.initial_data.as_range_array(mu).to_numpy()[:, 0]}
     if linear:
         module = LinearRecurrence(*layout)
-        values["step_matrix"] = np.linalg.solve(left, mass - (1 - theta) * step * matrix)
+        _fill({module.step_matrix: np.linalg.solve(left, mass - (1 - theta) * step * matrix)})
     else:
         increment = left_divide(linear_chain(mass), linear_combination([chain], [-step]))
         module = NonlinearRecurrence(chain_to_module(increment, dtype, device), *layout)
-    with torch.no_grad():
-        for name, value in values.items():
-            getattr(module, name).copy_(to_tensor(value, dtype, device))
+    initial_state = model.initial_data.as_range_array(mu).to_numpy()[:, 0]
+    _fill({module.shift: shifts.T, module.initial_state: initial_state})
     return module
 
 
 def _operator_chain(model, mu: Mu) -> StageChain:
-    """Return the chain of a model's operator; it may read the time, but nothing else that changes with time."""
+    """Return the chain of a model's operator; it may read the time, but nothing else that changes in time."""
     parameters = model.operator.parameters
     if mu.time_dependent_values.keys() & parameters.keys():
         raise UnsupportedOperationError(
-            f"expected numbers for the parameters {parameters} of the model's operator, got functions of time for "
-            f"{sorted(mu.time_dependent_values)}: only the right-hand side may depend on these"
+            f"expected numbers for the parameters {parameters} of the model's operator, got functions of "
+            f"time for {sorted(mu.time_dependent_values)}: only the right-hand side may depend on these"
         )
     try:
-        return fold_operator(model.operator, Mu({k: mu[k] for k in parameters if k in mu}))
+        return fold_operator(model.operator, mu)
     except ParameterError as error:
         raise UnsupportedOperationError(
-            f"expected an operator that depends on time in OdeFunctionOperators only, got '{model.operator.name}' with "
-            f"time-dependent coefficients: write them as the time of a stage chain"
+            f"expected an operator that depends on time in OdeFunctionOperators only, got "
+            f"'{model.operator.name}' with time-dependent coefficients: write them into a stage chain"
         ) from error
 
 
@@ -159,12 +240,28 @@ def _returned(model) -> list[int] | None:
         return None
     # the stepper itself knows, here with z' + z = 0
     space, step = NumpyVectorSpace(1), model.T / model.time_stepper.nt
-    values = model.time_stepper.iterate(
-        0, model.T, space.zeros(), IdentityOperator(space), num_values=model.num_values
-    )
+    values = model.time_stepper.iterate(0, model.T, space.zeros(), IdentityOperator(space), num_values=model.num_values)
     return [round(t / step) for _, t in values]
+
+
+# -- both ---------------------------------------------------------------------------------------------------
+
+
+def _parameters(model) -> Parameters:
+    """Return the parameters that solving a model needs values of; pyMOR keeps the input apart from others."""
+    parameters = dict(model.parameters)
+    if "input" in model.operator.parameters or "input" in model.rhs.parameters:
+        parameters["input"] = model.dim_input
+    return Parameters(parameters)
 
 
 def _matrix(chain: StageChain) -> np.ndarray:
     block = chain.output.blocks().get("y", np.zeros((chain.output.size, chain.state_size)))
     return block.toarray() if sps.issparse(block) else block
+
+
+def _fill(values: dict[nn.Parameter, np.ndarray]) -> None:
+    with torch.no_grad():
+        for parameter, value in values.items():
+            value = value.toarray() if sps.issparse(value) else value
+            parameter.copy_(to_tensor(value, parameter.dtype, parameter.device))

@@ -8,26 +8,42 @@ Anything else is refused by name.
 from __future__ import annotations
 
 import copy
+import linecache
 import operator
-from collections.abc import Callable, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import scipy.sparse as sps
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.traceback import preserve_node_meta
+from torch.fx.traceback import preserve_node_meta, set_stack_trace
+from torch.overrides import TorchFunctionMode
 
 from torchmor.adapters.affine_regions import AffineNode, RegionOperator
-from torchmor.adapters.operations import AFFINE, ARITHMETIC, COMPONENTWISE, IDENTITY, REFUSED, SHAPE_ONLY
+from torchmor.adapters.operations import (
+    AFFINE,
+    ARITHMETIC,
+    COMPONENTWISE,
+    IDENTITY,
+    REFUSED,
+    REWRITTEN,
+    SHAPE_ONLY,
+)
 from torchmor.engine.affine import AffineMap
-from torchmor.engine.errors import UnsupportedOperationError
+from torchmor.engine.errors import TorchmorError, UnsupportedOperationError
 from torchmor.engine.expressions import PARAMETERS, Expression, apply_primitive
 from torchmor.engine.stages import Stage, StageChain
 
 #: Affine maps with at most this many entries become dense matrices at once; larger ones stay opaque.
 DENSE_ENTRIES = 2**20
 
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<string>", "<eval_with_key>")
 _OPERATORS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv}
 
 
@@ -54,8 +70,10 @@ def trace(f: Callable, y: torch.Tensor, u: torch.Tensor | None = None, t: float 
         f contains an operation that is neither affine nor componentwise, branches on data, or mixes samples.
     """
     f = _frozen_copy(f)
+    time = torch.tensor(t, dtype=y.dtype, device=y.device)
+    f(time, y.clone(), u)  # errors of its own come as they are
     with torch.no_grad():
-        graph = _capture(f, torch.tensor(t, dtype=y.dtype, device=y.device), y[:1], None if u is None else u[:1])
+        graph = _capture(f, time, y[:1].clone(), None if u is None else u[:1])
         chain = _Classifier(graph, y.shape[1:], None if u is None else u.shape[1]).chain()
         _check(chain, f, y, u, t)
     return chain
@@ -70,9 +88,10 @@ def _frozen_copy(f: Callable) -> Callable:
             f"expected an ODE function that can be copied, got one that cannot ({error}): detach tensors that it keeps "
             "from earlier calls"
         ) from error
-    module = getattr(f, "__self__", f)
-    if isinstance(module, torch.nn.Module):
-        module.eval()
+    for part in (f, getattr(f, "func", None)):
+        module = getattr(part, "__self__", part)
+        if isinstance(module, torch.nn.Module):
+            module.eval()
     return f
 
 
@@ -82,23 +101,62 @@ def _capture(f, t, y, u) -> torch.fx.GraphModule:
     functionalized = torch.func.functionalize(lambda *a: f(*a, *((None,) if u is None else ())))
     try:
         # the second pass functionalises what composite operations (circular padding) mutate inside themselves,
-        # and moves constants to float64 on the CPU
-        graph = make_fx(functionalized, record_stack_traces=True)(*arguments)
-        _to_float64(graph)
-        arguments = tuple(a.detach().to("cpu", torch.float64) for a in arguments)
+        # moves constants to float64 on the CPU, and rewrites
         with preserve_node_meta():
-            interpreter = torch.fx.Interpreter(graph)
-            graph = make_fx(torch.func.functionalize(interpreter.run), record_stack_traces=False)(*arguments)
-    except RuntimeError as error:
-        if "data-dependent" in str(error) or "value out of a tracing tensor" in str(error):
-            raise UnsupportedOperationError(
-                "the ODE function branches on, or reads as a Python number, a value that depends on the state, the "
-                "input or the time; expected tensor operations only: use torch.where instead of if, and t itself "
-                "instead of t.item()"
-            ) from error
+            with _Places():
+                graph = make_fx(functionalized)(*arguments)
+            _to_float64(graph)
+            arguments = tuple(a.detach().to("cpu", torch.float64) for a in arguments)
+            rerun = torch.func.functionalize(torch.fx.Interpreter(graph).run)
+            graph = make_fx(rerun, decomposition_table=REWRITTEN)(*arguments)
+    except TorchmorError:
         raise
+    except Exception as error:  # f itself has just run
+        raise _untraceable(error) from error
     graph.graph.eliminate_dead_code()
     return graph
+
+
+class _Places(TorchFunctionMode):
+    """Notes for each operation where in the user's code it stands; the graph keeps it as the stack trace."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        frames = (frame for frame, _ in traceback.walk_stack(sys._getframe(1)))
+        set_stack_trace([_place(takewhile(lambda frame: frame.f_code.co_filename != __file__, frames))])
+        return func(*args, **(kwargs or {}))
+
+
+def _place(frames: Iterable[FrameType]) -> str:
+    """Return the innermost place outside of torch and torchmor, or the innermost module, or ""."""
+    module = ""
+    for frame in frames:  # from the inside
+        path = frame.f_code.co_filename
+        if not path.startswith(_LIBRARIES):
+            line = linecache.getline(path, frame.f_lineno).strip()
+            return f" at {path}:{frame.f_lineno}" + (f" ({line})" if line else "")
+        owner = frame.f_locals.get("self")
+        if not module and frame.f_code.co_name == "forward" and isinstance(owner, torch.nn.Module):
+            module = f" in {type(owner).__name__}"
+    return module
+
+
+def _untraceable(error: Exception) -> UnsupportedOperationError:
+    place = _place(frame for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))))
+    text = str(error) or type(error).__name__
+    if any(part in text for part in ("data-dependent", "value out of a tracing tensor", "tolist()")):
+        return UnsupportedOperationError(
+            "the ODE function branches on, or reads as a Python number, a value that depends on the state, the "
+            f"input or the time{place}; expected tensor operations only: use torch.where instead of if, and t "
+            "itself instead of t.item()"
+        )
+    if any(part in text for part in ("requires_grad", "require grad", "autograd")):
+        return UnsupportedOperationError(
+            f"the ODE function differentiates inside itself{place}; expected affine and componentwise operations "
+            "only: write the derivative out"
+        )
+    return UnsupportedOperationError(
+        f"the ODE function cannot be traced for one sample{place}: {text.splitlines()[0]}"
+    )
 
 
 def _to_float64(graph: torch.fx.GraphModule) -> None:
@@ -126,18 +184,22 @@ def _check(chain, f, y, u, t) -> None:
     noise = torch.randn(max(3, len(y)), *y.shape[1:], generator=generator).to(y)
     batch = y[torch.arange(len(noise)) % len(y)] + (y.std() if y.numel() > 1 else 1.0) * 0.1 * noise
     inputs = None if u is None else u[torch.arange(len(noise)) % len(u)]
-    expected = f(torch.tensor(t, dtype=y.dtype, device=y.device), batch, inputs)
+    expected = f(torch.tensor(t, dtype=y.dtype, device=y.device), batch.clone(), inputs)
     if expected.shape != batch.shape:
         raise UnsupportedOperationError(f"f returned shape {tuple(expected.shape)} for a state of {tuple(batch.shape)}")
     columns = batch.reshape(len(batch), -1).to("cpu", torch.float64).numpy().T
-    value = chain(columns, None if u is None else inputs.to("cpu", torch.float64).numpy().T, t)
-    expected = expected.reshape(len(batch), -1).to("cpu", torch.float64).numpy().T
-    error = np.abs(value - expected).max()
-    tolerance = 1e4 * torch.finfo(y.dtype).eps * max(1.0, np.abs(expected).max())
+    with np.errstate(all="ignore"):
+        value = chain(columns, None if u is None else inputs.to("cpu", torch.float64).numpy().T, t)
+        expected = expected.detach().reshape(len(batch), -1).to("cpu", torch.float64).numpy().T
+        same = (value == expected) | (np.isnan(value) & np.isnan(expected))  # infinities, and where f is undefined
+        error = np.abs(np.where(same, 0.0, value - expected)).max()
+    scale = np.abs(expected[np.isfinite(expected)]).max(initial=1.0)
+    tolerance = 1e4 * torch.finfo(y.dtype).eps * scale
     if not error <= tolerance:
         raise UnsupportedOperationError(
-            f"the traced ODE function differs from the function by {error:.1e} (allowed {tolerance:.1e}): it mixes the "
-            "samples of a batch, keeps a hidden state, or is random; expected a function of (t, y, u) alone"
+            f"the traced ODE function differs from the function by {error:.1e} (allowed {tolerance:.1e}): it "
+            f"mixes the samples of a batch, keeps a hidden state, is random, leaves torch or computes in a lower "
+            f"precision; expected a function of (t, y, u) alone, in the dtype of y"
         )
 
 
@@ -191,8 +253,11 @@ class _Classifier:
 
     def _operation(self, node, args, kwargs):
         name = _name(node.target)
-        if not any(isinstance(a, AffineNode | _Pointwise) for a in _flat((args, kwargs))):
-            return _call(node.target, args, kwargs)
+        random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if random and name not in COMPONENTWISE and name not in REFUSED:
+            raise self._unsupported(node, "it is random; call eval(), or draw the numbers once, outside")
+        if not any(_depends(a) for a in _flat((args, kwargs))):
+            return node.target(*args, **kwargs)
         if node.target is operator.getitem:
             value, index = args
             if isinstance(value, list | tuple):
@@ -202,25 +267,30 @@ class _Classifier:
             return AffineNode.call(operator.getitem, args, {})
         if name in SHAPE_ONLY:
             like = [torch.zeros(a.shape, dtype=torch.float64) if _depends(a) else a for a in args]
-            return _call(node.target, like, kwargs)
+            return node.target(*like, **kwargs)
         if name in IDENTITY:
+            dtype = kwargs.get("dtype") or torch.float64
+            if not dtype.is_floating_point:
+                raise self._unsupported(node, f"it converts to {dtype}")
             return args[0]
         if name == "copy":  # out-of-place copy of args[1] into the shape of args[0]
             return self._expand(self._affine(args[1]), args[0].shape)
         if name in ARITHMETIC:
             return self._arithmetic(node, name, args, kwargs)
+        if name in AFFINE and not (name == "where" and _depends(args[0])):
+            return self._affine_call(node, name, args, kwargs)
         if name in COMPONENTWISE:
             return self._componentwise(node, name, args, kwargs)
-        if name in AFFINE:
-            return self._affine_call(node, name, args, kwargs)
         raise self._unsupported(node, REFUSED.get(name, "it is neither affine nor componentwise"))
 
     def _affine_call(self, node, name, args, kwargs):
         dependent = {i for i, a in enumerate(args) if any(_depends(v) for v in _flat(a))}
         if any(_depends(v) for v in _flat(kwargs)) or not any(dependent <= set(p) for p in AFFINE[name]):
-            raise self._unsupported(node, "several of its arguments depend on the state: a product of them")
+            raise self._unsupported(node, "it is not affine in those arguments that depend on the state")
         if name.endswith("batch_norm") and args[5]:
-            raise self._unsupported(node, "it uses the statistics of the batch; call eval() on the function")
+            raise self._unsupported(node, "it divides by statistics of the state; use running statistics and eval()")
+        if name == "slice_scatter" and len(args) > 4:  # vmap cannot represent an end far beyond
+            args = (*args[:4], min(args[4], args[0].shape[args[2]]), *args[5:])
         args = torch.utils._pytree.tree_map(lambda a: self._affine(a) if _depends(a) else a, args)
         # a view of what was contiguous in the original program may have to copy here
         return AffineNode.call(torch.reshape if name == "reshape" else node.target, args, kwargs)
@@ -275,7 +345,7 @@ class _Classifier:
                 parameters[argument.name] = _scalar(value) if value is not None else None
             elif "Tensor" in str(argument.type) or argument.name in ("self", "other", "exponent"):
                 operands.append(_scalar(value))
-        if name == "rrelu_with_noise":
+        if name.startswith("rrelu"):
             if given.get("training"):
                 raise self._unsupported(node, "it is random in training mode; call eval() on the function")
             operands = operands[:1]
@@ -335,12 +405,12 @@ class _Classifier:
         return AffineMap(tuple(names), sizes, linear, region.shift)
 
     def _unsupported(self, node, reason: str) -> UnsupportedOperationError:
-        place = (node.meta.get("stack_trace") or "").strip().splitlines()
-        place = f" at {place[-2].strip()}: {place[-1].strip()}" if len(place) > 1 else ""
+        place = node.meta.get("stack_trace", "")
         return UnsupportedOperationError(
-            f"the ODE function contains '{_name(node.target)}'{place}, which cannot be reduced: {reason}. Supported are "
-            "affine operations (linear layers, convolutions, average pooling, padding, batch normalisation in eval "
-            "mode, slicing, reshaping), componentwise functions, their sums, products and compositions"
+            f"the ODE function contains '{_name(node.target)}'{place}, which cannot be reduced: {reason}. "
+            "Supported are affine operations (linear layers, convolutions, average pooling, padding, batch "
+            "normalisation in eval mode, slicing, reshaping), componentwise functions, their sums, products and "
+            "compositions"
         )
 
 
@@ -360,10 +430,6 @@ def _name(target) -> str:
         return "reshape"
     name = name.removesuffix("_copy") if name not in ("_to_copy", "lift_fresh_copy") else name
     return {"unsafe_split": "split", "divide": "div", "subtract": "sub", "multiply": "mul"}.get(name, name)
-
-
-def _call(target, args, kwargs):
-    return target(*args, **kwargs)
 
 
 def _depends(value) -> bool:

@@ -1,4 +1,4 @@
-"""Algebra of stage chains: composition, linear combination, stacking. All of it is exact, for nonlinear chains too.
+"""Algebra of stage chains: composition, linear combination, stacking, exact for nonlinear chains too.
 
 Stages of the parts are renamed apart; the input "u" and the time "t" are shared. Opaque maps stay opaque.
 """
@@ -73,14 +73,14 @@ def componentwise(function: Expression | str, size: int, **parameters: Parameter
     """
     if isinstance(function, Expression) and parameters:
         raise ValueError(
-            f"expected parameters with the name of a primitive only, got {sorted(parameters)} with an Expression: "
-            "write them into the Expression"
+            f"expected parameters with the name of a primitive only, got {sorted(parameters)} with an "
+            "Expression: write them into the Expression"
         )
     expression = function if isinstance(function, Expression) else Expression.of(function, **parameters)
     if expression.arity != 1:
         raise ShapeError(
-            f"expected a function of one argument, got {function!r} of {expression.arity}: fix the others, as in "
-            'apply_primitive("pow", [Expression.argument(0), 3.0])'
+            f"expected a function of one argument, got {function!r} of {expression.arity}: fix the others, as "
+            'in apply_primitive("pow", [Expression.argument(0), 3.0])'
         )
     identity = sps.eye_array(size, format="csr")
     stage = Stage("g1", expression, AffineMap.from_blocks({"y": identity}))
@@ -122,9 +122,7 @@ def linear_combination(chains: Sequence[StageChain], coefficients: Sequence[floa
     """
     sizes = {(chain.state_size, chain.output.size) for chain in chains}
     if len(sizes) != 1:
-        raise ShapeError(
-            f"expected chains of one state size and one output size, got (state, output) {sorted(sizes)}"
-        )
+        raise ShapeError(f"expected chains of one state size and one output size, got (state, output) {sorted(sizes)}")
     ((state_size, size),) = sizes
     kept = [(chain, float(_real(c))) for chain, c in zip(chains, coefficients, strict=True) if c]
     if not kept:
@@ -216,7 +214,9 @@ def fix(chain: StageChain, u: np.ndarray | None = None, t: float | None = None) 
         return affine.substitute(lifts).select({}) if set(lifts) & set(affine.sources) else affine
 
     stages = tuple(replace(stage, argument=fixed(stage.argument)) for stage in chain.stages)
-    return replace(chain, stages=stages, output=fixed(chain.output), input_size=0 if u is not None else chain.input_size)
+    return replace(
+        chain, stages=stages, output=fixed(chain.output), input_size=0 if u is not None else chain.input_size
+    )
 
 
 def trim(chain: StageChain) -> StageChain:
@@ -281,7 +281,7 @@ def _sum(maps: Sequence[AffineMap], coefficients: Sequence[float]) -> AffineMap:
 
 
 def _opaque(sizes: Mapping[str, int], shift: np.ndarray, forward: Callable, reverse: Callable) -> AffineMap:
-    """Return a map known by its products with tangents, and its transposed products with cotangents, per source."""
+    """Return a map known by its products with tangents, and its transposed products, per source."""
     if not sizes:
         return AffineMap.from_blocks({}, shift)
     shape, ends = (len(shift), sum(sizes.values())), np.cumsum(list(sizes.values()))[:-1]
@@ -340,7 +340,7 @@ def _linear_part(chain: StageChain, verb: str) -> Matrix:
 def _real(array):
     if np.iscomplexobj(array):
         raise UnsupportedOperationError(
-            "expected real numbers, got complex ones, which stage chains and their modules do not hold: write the "
-            "model in real and imaginary parts"
+            "expected real numbers, got complex ones, which stage chains and their modules do not hold: write "
+            "the model in real and imaginary parts"
         )
     return array.astype(np.float64) if hasattr(array, "astype") else array

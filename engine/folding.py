@@ -36,7 +36,7 @@ from pymor.operators.numpy import (
     NumpyMatrixBasedOperator,
     NumpyToeplitzOperator,
 )
-from pymor.parameters.base import Mu, ParametricObject, Parameters
+from pymor.parameters.base import Mu, Parameters
 
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.chain_algebra import (
@@ -63,8 +63,8 @@ FREE_PARAMETERS = ("t", "input")
 def fold_operator(op: Operator, mu=None) -> StageChain:
     """Fold a pyMOR operator into one stage chain; ``print(FoldRules)`` lists the operators that are known.
 
-    Law: ``fold_operator(op, mu)(Y.to_numpy()) == op.apply(Y, mu).to_numpy()``, with the blocks of block vectors
-    one below the other. Concatenations and sums of nonlinear operators are exact as well.
+    Law: ``fold_operator(op, mu)(Y.to_numpy()) == op.apply(Y, mu).to_numpy()``, with the blocks of block
+    vectors one below the other. Concatenations and sums of nonlinear operators are exact as well.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def fold_operator(op: Operator, mu=None) -> StageChain:
     ParameterError
         Values of parameters are missing or do not fit.
     """
-    rules = FoldRules(parameter_values(op, mu, free=FREE_PARAMETERS))
+    rules = FoldRules(parameter_values(op.parameters, mu, op.name, free=FREE_PARAMETERS))
     if rules.mu.time_dependent_values.keys() & op.parameters.keys():
         raise ParameterError(
             f"expected mu of numbers for an operator, got functions of time for "
@@ -94,20 +94,22 @@ def fold_operator(op: Operator, mu=None) -> StageChain:
         known = ", ".join(rule.condition_description for rule in FoldRules.rules)
         raise UnsupportedOperationError(
             f"expected operators that fold into a stage chain, got '{unknown.name}' of class "
-            f"{type(unknown).__name__}; supported are {known}: write the model with these, nonlinear parts as "
-            f"componentwise_operator"
+            f"{type(unknown).__name__}; supported are {known}: write the model with these, and its nonlinear "
+            f"parts with componentwise_operator"
         ) from error
 
 
-def parameter_values(owner: ParametricObject, mu, free=()) -> Mu:
+def parameter_values(parameters: Parameters, mu, name: str, free=()) -> Mu:
     """Return values of the parameters of an operator or a model, except those that may stay free.
 
     Parameters
     ----------
-    owner
-        The operator or model.
+    parameters
+        The parameters.
     mu
-        Values in any form that pyMOR parses: Mu, dict, or the numbers in alphabetical order of the parameters.
+        Values in any form that pyMOR parses: Mu, dict, or the numbers in alphabetical order of the names.
+    name
+        Name of the operator or model, for messages.
     free
         Names of parameters that `mu` may leave out.
 
@@ -117,18 +119,21 @@ def parameter_values(owner: ParametricObject, mu, free=()) -> Mu:
         A value is missing, superfluous or of the wrong size.
     """
     given = mu if isinstance(mu, Mapping) else {}
-    parameters = Parameters({k: v for k, v in owner.parameters.items() if k in given or k not in free})
+    needed = Parameters({k: v for k, v in parameters.items() if k in given or k not in free})
     try:
         if not isinstance(mu, Mu):
-            return parameters.parse(mu)
-        if not parameters.is_compatible(mu, allow_time_dependent=True):
-            raise ValueError(parameters.why_incompatible(mu, allow_time_dependent=True))
+            return needed.parse(mu)
+        if not needed.is_compatible(mu, allow_time_dependent=True):
+            raise ValueError(needed.why_incompatible(mu, allow_time_dependent=True))
     except ValueError as error:
         raise ParameterError(
-            f"expected values of the parameters {parameters} of '{owner.name}', got mu={mu} ({error}): pass "
-            f"mu={{{', '.join(f'{k!r}: …' for k in parameters)}}}"
+            f"expected values of the parameters {needed} of '{name}': {error}; pass {_example(needed)}"
         ) from error
     return mu
+
+
+def _example(parameters) -> str:
+    return f"mu={{{', '.join(f'{k!r}: …' for k in parameters)}}}"
 
 
 class FoldRules(RuleTable):
@@ -147,8 +152,8 @@ class FoldRules(RuleTable):
     @match_class(OdeFunctionOperator)
     def action_chain(self, op):
         """Its chain, with time and input fixed where mu has them"""
-        mu = self.mu
-        return fix(op.chain, mu["input"] if "input" in mu else None, mu["t"][0] if "t" in mu else None)
+        t = self.mu.get("t")
+        return fix(op.chain, self.mu.get("input"), None if t is None else t[0])
 
     @match_class(
         NumpyMatrixBasedOperator,
@@ -270,9 +275,9 @@ class FoldRules(RuleTable):
         missing = {k: v for k, v in (op.parameters if parameters is None else parameters).items() if k not in self.mu}
         if missing:
             raise ParameterError(
-                f"expected values of the parameters {missing} on which '{op.name}' of class {type(op).__name__} "
-                f"depends, got none: pass mu={{{', '.join(f'{k!r}: …' for k in missing)}}} (time and input stay free "
-                f"in OdeFunctionOperators only)"
+                f"expected values of the parameters {missing} on which '{op.name}' of class "
+                f"{type(op).__name__} depends, got none: pass {_example(missing)} (time and input stay free in "
+                f"OdeFunctionOperators only)"
             )
 
 

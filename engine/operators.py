@@ -1,6 +1,7 @@
 """pyMOR operators of a stage chain."""
 
 import numpy as np
+import scipy.sparse as sps
 from pymor.algorithms.projection import ProjectRules, ProjectToSubbasisRules
 from pymor.algorithms.rules import match_class
 from pymor.operators.interface import Operator
@@ -129,6 +130,13 @@ class InitialStateOperator(Operator):
         self.range = NumpyVectorSpace(dim if encode is None else encode.size)
         self.parameters_own = {"initial_state": dim}
 
+    @property
+    def encoding(self):
+        """The affine map from the initial state to the model's state, the identity too."""
+        if self.encode is not None:
+            return self.encode
+        return AffineMap(("y",), (self.dim,), sps.eye_array(self.dim, format="csr"), np.zeros(self.dim))
+
     def apply(self, U, mu=None):
         assert U in self.source
         assert self.parameters.assert_compatible(mu)
@@ -152,7 +160,22 @@ def _project_to_subbasis(rules, op):
     return op.with_(chain=chain.reduce(trial=trial, test=test))
 
 
-# pyMOR's own extension point: `project` then returns a chain of small matrices, not a generic wrapper that lifts.
-for _table, _rule in ((ProjectRules, _project), (ProjectToSubbasisRules, _project_to_subbasis)):
-    _rule.name = f"action_{OdeFunctionOperator.__name__}"
+@match_class(InitialStateOperator)
+def _project_initial_state(rules, op):
+    return op.with_(encode=op.encoding.project(rules.range_basis.to_numpy()))
+
+
+@match_class(InitialStateOperator)
+def _project_initial_state_to_subbasis(rules, op):
+    return op.with_(encode=op.encoding.restrict(np.arange(rules.dim_range)))
+
+
+# pyMOR's own extension point: `project` then returns chains of small matrices, not generic wrappers that lift.
+for _table, _rule in (
+    (ProjectRules, _project),
+    (ProjectRules, _project_initial_state),
+    (ProjectToSubbasisRules, _project_to_subbasis),
+    (ProjectToSubbasisRules, _project_initial_state_to_subbasis),
+):
+    _rule.name = f"action{_rule.action.__name__}"
     _table.insert_rule(0, _rule)

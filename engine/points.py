@@ -13,6 +13,9 @@ from torchmor.engine.stages import Interpolation
 
 SELECTIONS = ("deim", "qdeim", "ei_greedy")
 
+#: EI-greedy works on evenly chosen snapshots, at most this many: pyMOR keeps a square matrix of their number.
+GREEDY_SNAPSHOTS = 2000
+
 
 @dataclass(frozen=True, eq=False)
 class CollateralBasis(Interpolation):
@@ -71,7 +74,8 @@ def interpolate(
     if points > pod_basis.rank:
         raise SizeError(_too_many_points(points, pod_basis.rank))
     if selection == "ei_greedy":
-        dofs, basis, _ = ei_greedy(space.from_numpy(snapshots), max_interpolation_dofs=points)
+        chosen = np.linspace(0, snapshots.shape[1] - 1, min(snapshots.shape[1], GREEDY_SNAPSHOTS)).astype(int)
+        dofs, basis, _ = ei_greedy(space.from_numpy(snapshots[:, chosen]), max_interpolation_dofs=points)
     else:
         algorithm = {"deim": deim, "qdeim": qdeim}[selection]
         dofs, basis, _ = algorithm(space.from_numpy(pod_basis.modes[:, :points].copy()), pod=False)

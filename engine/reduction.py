@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from pymor.core.logger import log_levels
@@ -87,7 +88,9 @@ def reduce_model(
     Lehtimäki, Paunonen, Linne: Accelerating Neural ODEs Using Model Order Reduction, IEEE TNNLS 2022.
     """
     chain = -fom.operator.chain
-    check_sizes(chain.state_size, state_dim, points, modes, selection, energy_rtol)
+    state_dim, points, modes = check_sizes(state_dim, points, modes, selection, energy_rtol)
+    if isinstance(state_dim, int) and state_dim > chain.state_size:
+        raise SizeError(_too_large("state_dim", state_dim, chain.state_size))
     sizes = stage_sizes(points, len(chain.stages), "points")
     for m, d in zip(sizes, stage_sizes(modes, len(chain.stages), "modes"), strict=True):
         if d is not None and d != m:
@@ -104,7 +107,7 @@ def reduce_model(
         values = None
         for stage, size in zip(chain.stages, sizes, strict=True):
             what = stage.expression.text([f"a{i + 1}" for i in range(stage.expression.arity)])
-            if isinstance(points, list | tuple) and isinstance(size, int) and size > stage.size:
+            if isinstance(points, list) and isinstance(size, int) and size > stage.size:
                 raise SizeError(_too_large(f"points of stage '{stage.name}'", size, stage.size))
             if size == "full" or stage.size == 1 or (isinstance(size, int) and size >= stage.size):
                 why = "kept: as asked" if size == "full" else "kept: no more components than points"
@@ -114,6 +117,9 @@ def reduce_model(
                 values = chain.evaluate(y, u, t)
             snapshots = np.ascontiguousarray(np.broadcast_to(values[stage.name], (stage.size, y.shape[1])))
             basis = pod(snapshots, size, energy_rtol)
+            if size is None and basis.rank == 0:
+                parts.append(Part(stage.name, what, stage.size, stage.size, "kept: zero on all calibration data"))
+                continue
             m = basis.energy_rank(energy_rtol) if size is None else size
             why = f"{selection}, " + ("as asked" if size is not None else f"energy_rtol={energy_rtol:g}")
             singular_values[stage.name] = basis.singular_values
@@ -134,34 +140,48 @@ def reduce_model(
     return Reduction(rom, reductor, bases, interpolations, singular_values, tuple(parts))
 
 
-def check_sizes(n, state_dim, points, modes, selection, energy_rtol) -> None:
-    """Raise SizeError or ValueError where the sizes asked for are impossible whatever the data."""
+def check_sizes(state_dim, points, modes, selection, energy_rtol) -> tuple[Size, Size | list, Size | list]:
+    """Return state_dim, points and modes as plain ints and lists.
+
+    Raises
+    ------
+    SizeError, ValueError
+        What is asked for is impossible whatever the data.
+    """
     if selection not in SELECTIONS:
         raise ValueError(f"expected selection to be one of {', '.join(SELECTIONS)}, got {selection!r}")
-    if energy_rtol is not None and not 0 <= energy_rtol < 1:
-        raise SizeError(f"expected 0 ≤ energy_rtol < 1, got {energy_rtol}")
-    every = [state_dim, *(points if isinstance(points, list | tuple) else [points])]
-    every += modes if isinstance(modes, list | tuple) else [modes]
-    for size in every:
-        if size is not None and size != "full" and (not isinstance(size, int | np.integer) or size < 1):
-            raise SizeError(f'expected sizes to be positive ints, "full" or None, got {size!r}')
-    chosen = every[: 1 + (len(points) if isinstance(points, list | tuple) else 1)]
-    if energy_rtol is None and any(size is None for size in chosen):
+    if energy_rtol is not None and not (isinstance(energy_rtol, Real) and 0 <= energy_rtol < 1):
+        raise SizeError(f"expected 0 ≤ energy_rtol < 1, got {energy_rtol!r}")
+    state_dim, points, modes = _plain_size(state_dim), _plain(points), _plain(modes)
+    if energy_rtol is None and None in (state_dim, *(points if isinstance(points, list) else [points])):
         raise SizeError(
             "expected sizes, or a tolerance to choose them by, got neither for some part: give state_dim and points, "
             "or energy_rtol=1e-3"
         )
-    if n is not None and isinstance(state_dim, int) and state_dim > n:
-        raise SizeError(_too_large("state_dim", state_dim, n))
+    return state_dim, points, modes
+
+
+def _plain(sizes):
+    if isinstance(sizes, Sequence) and not isinstance(sizes, str):
+        return [_plain_size(size) for size in sizes]
+    return _plain_size(sizes)
+
+
+def _plain_size(size) -> Size:
+    if isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 1:
+        return int(size)
+    if size is None or (isinstance(size, str) and size == "full"):
+        return size
+    raise SizeError(f'expected sizes to be positive ints, "full" or None, got {size!r}')
 
 
 def stage_sizes(sizes: Size | Sequence[Size], count: int, name: str) -> list[Size]:
     """Return one size for each stage."""
-    if not isinstance(sizes, list | tuple):
+    if not isinstance(sizes, list):
         return [sizes] * count
     if len(sizes) != count:
         raise SizeError(f"expected one entry of {name} for each of the {count} stages, got {len(sizes)}: {sizes}")
-    return list(sizes)
+    return sizes
 
 
 def _reduced_state(y, state_dim, energy_rtol) -> tuple[int | None, PodBasis | None, Part]:
@@ -170,6 +190,11 @@ def _reduced_state(y, state_dim, energy_rtol) -> tuple[int | None, PodBasis | No
         why = "kept: as asked" if state_dim == "full" else "kept: r = n"
         return None, None, Part("state", "y", n, n, why)
     basis = pod(y, state_dim, energy_rtol)
+    if basis.rank == 0:
+        raise SizeError(
+            'expected calibration states that are not all zero, got nothing else: calibrate with data that moves the '
+            'state, or state_dim="full"'
+        )
     r = basis.energy_rank(energy_rtol) if state_dim is None else state_dim
     if r > basis.rank:
         raise SizeError(

@@ -19,8 +19,8 @@ GRIDS = {
     "non-uniform": (0.3, 0.31, 0.9, 1.1),
     "offset": (-3.0, -1.0),
 }
-#: Absolute error of a linear problem with 16 steps, twice what was measured.
-BOUNDS = {"euler": 0.1, "midpoint": 3e-3, "heun2": 3e-3, "heun3": 5e-5, "rk4": 6e-7}
+#: Relative error of a linear problem with 16 steps: 1.5 times what is expected.
+BOUNDS = {"euler": 0.3, "midpoint": 0.012, "heun2": 0.012, "heun3": 3.5e-4, "rk4": 9e-6}
 
 
 def f(t, y):
@@ -40,15 +40,13 @@ def assert_equal_to_rounding(value, expected, rtol=1e-14):
 @pytest.mark.parametrize("method", TABLEAUX)
 @pytest.mark.parametrize("grid", GRIDS)
 def test_equals_torchdiffeq(method, grid):
-    """Law: equals ``torchdiffeq.odeint`` of the method with this tableau, and the same options, to rounding."""
+    """Law: equals ``torchdiffeq.odeint`` with the same method and options, to rounding."""
     t = GRIDS[grid]
     for step_size, interp in itertools.product((None, 0.1, 0.07, 5.0), ("linear", "cubic")):
         options = {"interp": interp} | ({} if step_size is None else {"step_size": step_size})
         expected = torchdiffeq.odeint(f, Y0, torch.tensor(t, **DOUBLE), method=method, options=options)
         assert_equal_to_rounding(solve_fixed_step(f, Y0, t, TABLEAUX[method], **options), expected)
-        assert_equal_to_rounding(
-            solve_fixed_step(f, Y0, t, TABLEAUX[method], **options, final=True), expected[-1]
-        )
+        assert_equal_to_rounding(solve_fixed_step(f, Y0, t, TABLEAUX[method], **options, final=True), expected[-1])
 
 
 @given(
@@ -88,9 +86,7 @@ def test_equals_torchdiffeq_with_an_input_that_jumps_at_steps(method, interpolat
             torch.tensor(t, **DOUBLE),
             method=method,
         )
-        value = solve_fixed_step(
-            lambda s, y, u: f(s, y) + u, Y0.to(dtype), t, TABLEAUX[method], signal=signal
-        )
+        value = solve_fixed_step(lambda s, y, u: f(s, y) + u, Y0.to(dtype), t, TABLEAUX[method], signal=signal)
         assert_equal_to_rounding(value, expected, rtol=40 * torch.finfo(dtype).eps)
 
 
@@ -103,14 +99,12 @@ def test_order_of_convergence(method, times):
     exact = y0 @ torch.linalg.matrix_exp((times[1] - times[0]) * a).T
 
     def error(steps):
-        solution = solve_fixed_step(
-            lambda t, y: y @ a.T, y0, times, TABLEAUX[method], step_size=1 / steps, final=True
-        )
-        return (solution - exact).abs().max().item()
+        solution = solve_fixed_step(lambda t, y: y @ a.T, y0, times, TABLEAUX[method], step_size=1 / steps, final=True)
+        return ((solution - exact).abs().max() / exact.abs().max()).item()
 
     order = math.log2(error(256) / error(512))
     assert abs(order - TABLEAUX[method].order) < 0.1
-    assert error(16) < 5 * BOUNDS[method]
+    assert error(16) < BOUNDS[method]
 
 
 @pytest.mark.parametrize("method", ["midpoint", "heun2", "heun3", "rk4"])
@@ -122,15 +116,15 @@ def test_order_of_convergence_in_time(method):
         solution = solve_fixed_step(
             lambda t, y: torch.cos(3 * t) * y,
             y0,
-            (0.0, 2.0),
+            (0.0, 1.5),
             TABLEAUX[method],
-            step_size=2 / steps,
+            step_size=1.5 / steps,
             final=True,
         )
-        return abs(solution.item() - math.exp(math.sin(6) / 3))
+        return abs(solution.item() - math.exp(math.sin(4.5) / 3))
 
     assert abs(math.log2(error(128) / error(256)) - TABLEAUX[method].order) < 0.15
-    assert error(256) < 1e-4
+    assert error(256) < 1e-5
 
 
 def test_cubic_interpolation_is_more_accurate_than_linear():
@@ -193,9 +187,7 @@ def test_is_fixed_step():
 class _Layer(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.settings = SolveSettings(
-            (0.0, 0.3, 1.0), "rk4", options={"step_size": 0.25}, input_times=(0.0, 0.3, 1.0)
-        )
+        self.settings = SolveSettings((0.0, 0.3, 1.0), "rk4", options={"step_size": 0.25}, input_times=(0.0, 0.3, 1.0))
         self.linear = torch.nn.Linear(4, 4)
 
     def forward(self, y0, u):

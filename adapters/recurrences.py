@@ -62,7 +62,7 @@ class Recurrence(nn.Module):
         size = len(self.initial_state)
         if z0 is not None and (z0.ndim != 2 or z0.shape[1] != size):
             raise ShapeError(
-                f"expected initial states of shape (batch, {size}), got {tuple(z0.shape)}: pass the reduced states as rows"
+                f"expected initial states of shape (batch, {size}), got {tuple(z0.shape)}: pass reduced states as rows"
             )
         z = self.initial_state.unsqueeze(0) if z0 is None else z0
         shifts = self.shift.expand(len(self.times) - 1, size)
@@ -78,7 +78,7 @@ class Recurrence(nn.Module):
 
 
 class LinearRecurrence(Recurrence):
-    """The linear recurrence ``z_{k+1} = S z_k + s_k``: a linear model with any one-step method of a fixed step.
+    """The linear recurrence ``z_{k+1} = S z_k + s_k``: a linear model with a one-step method of fixed step size.
 
     All parameters are those of :class:`Recurrence`; S is the parameter `step_matrix` (r, r).
     """
