@@ -15,7 +15,7 @@ _MODULES = {
     "load": "files",
     "reduce_network": "reduce",
     "save": "files",
-    "to_module": "to_module",
+    "to_module": "folded_modules",
 }
 
 __all__ = sorted(_MODULES)

@@ -123,7 +123,7 @@ class RegionOperator(LinearOperator):
         X = torch.from_numpy(np.ascontiguousarray(X.T, dtype=np.float64))
         parts = [X.new_zeros((0, self.shape[0]))]
         with torch.no_grad():
-            for rows in X.split(self._chunk):
+            for rows in _chunks(X, self._chunk):
                 columns = rows.split([s.size for s in self._sources], dim=1)
                 values = [c.reshape(-1, *s.shape) for c, s in zip(columns, self._sources, strict=True)]
                 parts.append(torch.vmap(self._run)(*values) - self._offset)
@@ -136,13 +136,17 @@ class RegionOperator(LinearOperator):
         X = torch.from_numpy(np.ascontiguousarray(X.T, dtype=np.float64))
         _, pullback = torch.func.vjp(self._run, *self._zeros)
         parts = [X.new_zeros((0, self.shape[1]))]
-        for rows in X.split(self._chunk):
+        for rows in _chunks(X, self._chunk):
             gradients = torch.vmap(pullback)(rows)
             parts.append(torch.cat([g.reshape(len(rows), -1) for g in gradients], dim=1))
         return torch.cat(parts).numpy().T
 
     def _rmatvec(self, x):
         return self._rmatmat(np.reshape(x, (-1, 1)))[:, 0]
+
+
+def _chunks(rows: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+    return rows.split(size) if len(rows) else ()  # vmap refuses no rows
 
 
 def _topological_order(nodes: Sequence[AffineNode]) -> list[AffineNode]:

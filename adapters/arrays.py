@@ -9,13 +9,14 @@ import torch
 
 def to_columns(batch: torch.Tensor) -> np.ndarray:
     """Return a batch (batch, …) as float64 columns (n, batch), the state flattened."""
-    return batch.detach().reshape(batch.shape[0], -1).to("cpu", torch.float64).numpy().T
+    return batch.detach().flatten(1).to("cpu", torch.float64).numpy().T
 
 
-def to_batch(columns: np.ndarray, like: torch.Tensor, shape: tuple[int, ...] = (-1,)) -> torch.Tensor:
-    """Return columns (n, batch) as a batch (batch, *shape) in the dtype and on the device of `like`."""
+def to_batch(columns: np.ndarray, like: torch.Tensor, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    """Return columns (n, batch) as a batch (batch, *shape), by default (batch, n), like `like`."""
+    n, batch = columns.shape
     rows = torch.from_numpy(np.ascontiguousarray(columns.T))
-    return rows.reshape(rows.shape[0], *shape).to(like.device, like.dtype)
+    return rows.reshape(batch, *((n,) if shape is None else shape)).to(like.device, like.dtype)
 
 
 def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -100,7 +100,11 @@ class SampledSignal:
         """
         if len(self._knots) == 1:
             return self.samples[:, 0]
-        return self._at_tensor(t) if time is None else self._at_float(self._sign * time)
+        if time is None:
+            if t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
+                return self._at_tensor(t)
+            time = t.item()  # on the CPU a look at t is cheaper than the operations it saves
+        return self._at_float(self._sign * time)
 
     def _at_float(self, s: float) -> Tensor:
         knots, samples = self._knots, self.samples
@@ -200,6 +204,5 @@ def _check_kind(value: Tensor, like: Tensor, name: str):
         )
     if value.device != like.device:
         raise DeviceError(
-            f"expected {name} on the state's device {like.device}, got {value.device}: use "
-            f"{name}.to(y0.device)"
+            f"expected {name} on the state's device {like.device}, got {value.device}: use {name}.to(y0.device)"
         )

@@ -104,7 +104,8 @@ class ReducedODELayer(SolvingLayer):
             if explained is error:
                 raise
             raise explained from error
-        return self.decode(z).reshape(*z.shape[:-1], *self.state_shape)
+        y = self.decode(z).reshape(*z.shape[:-1], *self.state_shape)
+        return y.to(y0.dtype)  # autocast may have changed it
 
     def _reduced_f(self, t: Tensor, z: Tensor, u: Tensor | None) -> Tensor:
         if u is not None and u.shape[-1] != self.ode.input_size:

@@ -151,9 +151,7 @@ class _Reservoir:
 
     def __init__(self, max_snapshots: int):
         self.capacity = max_snapshots
-        self.heap: list[
-            tuple[float, int]
-        ] = []  # (−key, −row): the largest key first, of equal keys the last row
+        self.heap: list[tuple[float, int]] = []  # (−key, −row): the largest key first, of equal keys the last row
         self.nfe: list[int] = []
         self.t_range = (math.inf, -math.inf)
 
@@ -206,10 +204,8 @@ class _Reservoir:
         k = len(self.heap)
         order = np.lexsort((self.place[:k, 1], self.place[:k, 0]))
         y = self.y[:k]
-        for columns in np.array_split(
-            np.arange(y.shape[1]), 16
-        ):  # in parts: a second y may not fit into memory
-            y[:, columns] = y[np.ix_(order, columns)]
+        for part in np.array_split(y, 16, axis=1):  # views: a second y may not fit into memory
+            part[:] = part[order]
         return Snapshots(
             t=self.t[order],
             y=y.T,

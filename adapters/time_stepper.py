@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from torchmor.adapters.solve_request import ADAPTIVE_METHODS, SolveRequest
+from torchmor.adapters.solve_request import SolveRequest
 from torchmor.engine.time_steppers import LayerTimeStepper
 
 
@@ -28,14 +28,19 @@ class TorchdiffeqTimeStepper(LayerTimeStepper):
         def rhs(t, state, u):
             return torch.from_numpy(f(float(t), space.from_numpy(state.numpy().T)).to_numpy().T)
 
-        settings = self.settings
-        if kinks and settings.method in ADAPTIVE_METHODS:
-            low, high = sorted((self.times[0], self.times[-1]))
-            jumps = {*settings.options.get("jump_t", ()), *(k for k in kinks if low < k < high)}
-            jumps -= set(settings.options.get("step_t", ()))  # torchdiffeq refuses a time that comes twice
-            settings = replace(settings, options={**settings.options, "jump_t": sorted(jumps)})
-        request = SolveRequest(settings, self.times, None, None)
+        # f evaluates the input itself; its kinks must stop the solver as they do in the layer
+        request = SolveRequest(self.settings, self.times, None, _Kinks(kinks) if kinks else None)
         with torch.no_grad():
             states = request.solve_with_torchdiffeq(rhs, torch.from_numpy(y.to_numpy().T.copy()))
         for state in states:
             yield space.from_numpy(state.numpy().T)
+
+
+class _Kinks:
+    """An input signal of which only the kinks count."""
+
+    def __init__(self, kinks):
+        self.kinks = kinks
+
+    def __call__(self, t):
+        return None

@@ -36,7 +36,7 @@ from torchmor.adapters.operations import (
     SHAPE_ONLY,
 )
 from torchmor.engine.affine import AffineMap
-from torchmor.engine.errors import TorchmorError, UnsupportedOperationError
+from torchmor.engine.errors import SignatureError, TorchmorError, UnsupportedOperationError
 from torchmor.engine.expressions import PARAMETERS, Expression, apply_primitive
 from torchmor.engine.stages import Stage, StageChain
 
@@ -68,10 +68,17 @@ def trace(f: Callable, y: torch.Tensor, u: torch.Tensor | None = None, t: float 
     ------
     UnsupportedOperationError
         f contains an operation that is neither affine nor componentwise, branches on data, or mixes samples.
+    SignatureError
+        f returns another shape than the state's.
     """
     f = _frozen_copy(f)
     time = torch.tensor(t, dtype=y.dtype, device=y.device)
-    f(time, y.clone(), u)  # errors of its own come as they are
+    value = f(time, y.clone(), u)  # errors of its own come as they are
+    if value.shape != y.shape:
+        raise SignatureError(
+            f"the ODE function returned shape {tuple(value.shape)} for a state of shape {tuple(y.shape)}: torchmor "
+            "needs dy/dt in the shape of the state"
+        )
     with torch.no_grad():
         graph = _capture(f, time, y[:1].clone(), None if u is None else u[:1])
         chain = _Classifier(graph, y.shape[1:], None if u is None else u.shape[1]).chain()
@@ -185,8 +192,6 @@ def _check(chain, f, y, u, t) -> None:
     batch = y[torch.arange(len(noise)) % len(y)] + (y.std() if y.numel() > 1 else 1.0) * 0.1 * noise
     inputs = None if u is None else u[torch.arange(len(noise)) % len(u)]
     expected = f(torch.tensor(t, dtype=y.dtype, device=y.device), batch.clone(), inputs)
-    if expected.shape != batch.shape:
-        raise UnsupportedOperationError(f"f returned shape {tuple(expected.shape)} for a state of {tuple(batch.shape)}")
     columns = batch.reshape(len(batch), -1).to("cpu", torch.float64).numpy().T
     with np.errstate(all="ignore"):
         value = chain(columns, None if u is None else inputs.to("cpu", torch.float64).numpy().T, t)

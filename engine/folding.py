@@ -9,6 +9,7 @@ import scipy.sparse as sps
 from pymor.algorithms.rules import RuleTable, match_class
 from pymor.algorithms.to_matrix import to_matrix
 from pymor.core.exceptions import NoMatchingRuleError
+from pymor.models.basic import InstationaryModel
 from pymor.operators.block import BlockOperatorBase
 from pymor.operators.constructions import (
     AdjointOperator,
@@ -130,6 +131,14 @@ def parameter_values(parameters: Parameters, mu, name: str, free=()) -> Mu:
             f"expected values of the parameters {needed} of '{name}': {error}; pass {_example(needed)}"
         ) from error
     return mu
+
+
+def model_parameter_values(model: InstationaryModel, mu, free=()) -> Mu:
+    """Return values of the parameters that solving a model needs, as :func:`parameter_values`; 'input' is one."""
+    parameters = dict(model.parameters)  # pyMOR keeps the input apart from the others
+    if "input" in model.operator.parameters or "input" in model.rhs.parameters:
+        parameters["input"] = model.dim_input
+    return parameter_values(Parameters(parameters), mu, model.name, free)
 
 
 def _example(parameters) -> str:

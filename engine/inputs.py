@@ -29,9 +29,7 @@ def input_function(u, dim, times=None, interpolation="linear"):
     if isinstance(u, Function | str):
         return u
     if callable(u):
-        return GenericFunction(
-            lambda t: np.stack([np.reshape(u(float(s)), dim) for s in t[..., 0].ravel()]), 1, (dim,)
-        )
+        return GenericFunction(lambda t: np.stack([np.reshape(u(float(s)), dim) for s in t[..., 0].ravel()]), 1, (dim,))
     u = np.asarray(u, dtype=np.float64)
     if u.ndim < 2:
         return u
@@ -75,4 +73,5 @@ class SampledInput(GenericFunction):
     @property
     def kinks(self):
         """Times at which the signal or its derivative jumps; adaptive solvers must not step across them."""
-        return self.times
+        # "previous" does not jump at the first time, and a single sample nowhere
+        return self.times[1:] if self.interpolation == "previous" or len(self.times) == 1 else self.times

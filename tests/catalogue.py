@@ -1,7 +1,7 @@
 """ODE functions in torch, as people write them, one of each kind, on few unknowns.
 
 ``CATALOGUE[name].function()`` builds one, always with the same float64 weights, in eval mode; ``traced(name)`` is its
-stage chain. Each law of a stage chain is one test over all of them.
+stage chain. Each law of a stage chain is one test over all of them, most of them with ``CASES``.
 """
 
 from collections.abc import Callable
@@ -85,7 +85,7 @@ def rows(columns: np.ndarray | None) -> Tensor | None:
 @cache
 def traced(name: str, opaque: bool = False) -> StageChain:
     """Stage chain of an entry, with matrices or with maps that are known by their products only."""
-    entry = CATALOGUE[name]
+    entry = FUNCTIONS[name]
     with patch.object(tracing, "DENSE_ENTRIES", 0 if opaque else tracing.DENSE_ENTRIES):
         return tracing.trace(OdeFunction(entry.function()), *entry.example())
 
@@ -388,4 +388,28 @@ def _activated(make: Callable[[], nn.Module]) -> Entry:
     return Entry(lambda: nn.Sequential(nn.Conv2d(3, 3, 1), make()), (3, 2, 2))
 
 
-CATALOGUE |= {name: _activated(make) for name, make in ACTIVATIONS.items()}
+#: The catalogue, and one function for each activation.
+FUNCTIONS = CATALOGUE | {name: _activated(make) for name, make in ACTIVATIONS.items()}
+
+#: Entries whose maps are also tried as opaque ones, known by their products only.
+OPAQUE = (
+    "rate network",
+    "two hidden layers",
+    "skip links",
+    "affine",
+    "constant",
+    "assigned in place",
+    "forcing",
+    "time channels",
+    "convolution, circular",
+    "convolution, grouped",
+    "residual",
+    "bottleneck",
+    "pooling",
+    "flattened",
+    "gate",
+    "GRU",
+    "second order",
+)
+CASES = [(name, False) for name in CATALOGUE] + [(name, True) for name in OPAQUE]
+CASE_NAMES = [f"{name}, opaque" if opaque else name for name, opaque in CASES]

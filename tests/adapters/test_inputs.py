@@ -19,9 +19,16 @@ def instant(time, dtype=torch.float64):
     return torch.tensor(time, dtype=dtype)
 
 
+def on_device(signal, t):
+    """u(t) by tensor operations, as on a GPU; on the CPU those are for times that require gradients."""
+    return signal(t.clone().requires_grad_()).detach()
+
+
 def both(signal, time, dtype=torch.float64):
     """u(time) by the two ways of evaluation, which must agree."""
-    value, on_host = signal(instant(time, dtype)), signal(instant(time, dtype), round_to(time, dtype))
+    t = instant(time, dtype)
+    value, on_host = on_device(signal, t), signal(t)
+    assert torch.equal(on_host, signal(t, round_to(time, dtype)))
     torch.testing.assert_close(on_host, value, rtol=4 * torch.finfo(dtype).eps, atol=0)
     return value
 
@@ -46,6 +53,7 @@ def test_signal_equals_the_samples_at_their_times(interpolation, sign, dtype):
     u, times = samples(dtype=dtype), [sign * time for time in TIMES]
     signal = SampledSignal(u, times, interpolation)
     for i, time in enumerate(times):
+        assert torch.equal(on_device(signal, instant(time, dtype)), u[:, i])
         assert torch.equal(signal(instant(time, dtype)), u[:, i])
         assert torch.equal(signal(instant(time, dtype), round_to(time, dtype)), u[:, i])
 
@@ -76,8 +84,8 @@ def test_previous_changes_at_a_time_and_is_the_old_value_one_unit_before(sign, d
         time = instant(times[i], dtype)
         before, after = (torch.nextafter(time, time - sign * d) for d in (1, -1))
         for t, expected in ((before, i - 1), (time, i), (after, i)):
+            assert torch.equal(on_device(signal, t), u[:, expected])
             assert torch.equal(signal(t), u[:, expected])
-            assert torch.equal(signal(t, t.item()), u[:, expected])
 
 
 @given(st.floats(-1, 3), st.sampled_from(["linear", "previous"]), st.sampled_from([1, -1]))

@@ -206,13 +206,16 @@ def test_jump_times_spare_evaluations(dtype):
 
 
 def test_jump_times_are_merged_with_those_of_the_user():
-    """Times that come twice, up to rounding, or in both options, would be refused by torchdiffeq."""
+    """Times that come twice, up to rounding or in both options, are refused by torchdiffeq or cost tiny steps."""
     func, y0, u = Rate(), state(), torch.randn(3, 4, 4, **DOUBLE)
-    options = {"jump_t": torch.tensor([0.3, 0.1 + 0.2, 0.9], **DOUBLE), "step_t": [0.3, 0.5, 0.9]}
-    layer = ODELayer(func, rtol=1e-8, atol=1e-8, options=options, input_times=(0.0, 0.3, 0.5, 1.0))
-
-    expected = ODELayer(func, rtol=1e-8, atol=1e-8, input_times=(0.0, 0.3, 0.5, 1.0))(y0, u)
-    torch.testing.assert_close(layer(y0, u), expected, rtol=1e-6, atol=1e-6)
+    layer = ODELayer(func, rtol=1e-6, atol=1e-6, input_times=(0.0, 0.3, 0.5, 1.0))
+    expected, evaluations = layer(y0, u), func.nfe
+    layer.options = {"jump_t": torch.tensor([0.1 + 0.2, 0.5], **DOUBLE), "step_t": [0.3, 0.5]}
+    assert torch.equal(layer(y0, u), expected)
+    assert func.nfe == 2 * evaluations
+    layer.options = {"jump_t": [0.7], "step_t": [0.6, 0.7]}
+    assert not torch.equal(layer(y0, u), expected)
+    torch.testing.assert_close(layer(y0, u), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_input_times_default_to_the_times_of_the_call():
@@ -295,7 +298,7 @@ def test_adjoint_gradients_equal_those_through_the_solver(times, interpolation):
         layer(start, u).square().sum().backward()
         gradients.append((start.grad, u.grad, func.weight.weight.grad.clone()))
         func.zero_grad()
-        assert func.nfe - evaluations < 1500
+        assert func.nfe - evaluations < 400  # thousands where the adjoint misses the jumps
     for direct, adjoint in zip(*gradients, strict=True):
         torch.testing.assert_close(adjoint, direct, rtol=1e-6, atol=1e-6)
 

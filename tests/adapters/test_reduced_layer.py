@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
-from networks import DOUBLE, NETWORKS, Gated, Rate, Tanh, dense
+from networks import DOUBLE, NETWORKS, Gated, Rate, dense
 from torchmor.adapters import ODELayer, ReducedODELayer, reduce_network
 from torchmor.engine.errors import (
     DeviceError,
@@ -77,8 +77,9 @@ def test_sample_alone_and_in_a_batch(name):
     layer = layer_of(name, method="rk4")
     arguments = arguments_of(layer, 5)
     together = layer(*arguments)
-    alone = torch.cat([layer(*(a[i : i + 1] for a in arguments)) for i in range(5)], dim=together.ndim - len(layer.state_shape) - 1)
-    torch.testing.assert_close(alone, together, rtol=1e-13, atol=1e-13)
+    alone = [layer(*(argument[i : i + 1] for argument in arguments)) for i in range(5)]
+    batch = 1 if layer.output == "trajectory" else 0
+    torch.testing.assert_close(torch.cat(alone, batch), together, rtol=1e-13, atol=1e-13)
 
 
 def test_empty_batch_does_not_solve():
@@ -121,6 +122,7 @@ def test_trajectory_starts_with_the_projected_state():
     torch.testing.assert_close(layer(y0), trajectory[-1], rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:The following arguments have no effect")  # torchdiffeq's, to SciPy
 def test_settings_can_be_changed():
     layer = layer_of("dense, adaptive", rtol=1e-9, atol=1e-9)
     (y0,) = arguments_of(layer)
@@ -143,18 +145,23 @@ def test_callable_and_sampled_input_agree():
     torch.testing.assert_close(layer(y0, signal), layer(y0, u), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("rtol", [1e-3, 1e-6])
-def test_adaptive_error_is_measured_in_the_full_state(rtol):
-    """Law: an orthogonal change of the reduced coordinates does not change the steps."""
-    layer = layer_of("dense, adaptive", rtol=rtol, atol=rtol)
+def test_adaptive_error_is_measured_in_the_full_state():
+    """Law: with absolute tolerances, the steps are the same in any reduced coordinates z = T z'."""
+    layer = layer_of("dense, adaptive", rtol=0.0, atol=1e-5)
+    other = copy.deepcopy(layer)
+    T = torch.randn(4, 4, **DOUBLE)
+    with torch.no_grad():
+        for affine in (other.encode, other.ode.output):
+            affine.weight.copy_(T.inverse() @ affine.weight)
+            affine.bias.copy_(T.inverse() @ affine.bias)
+        for affine in (other.decode, other.ode.stages[0]):
+            affine.weight.copy_(affine.weight @ T)
     calls = []
-    layer.ode.register_forward_hook(lambda *_: calls.append(1))
+    for each in (layer, other):
+        each.ode.register_forward_hook(lambda module, *_: calls.append(module))
     (y0,) = arguments_of(layer)
-    exact = copy.deepcopy(layer)
-    exact.rtol = exact.atol = 1e-11
-    error = (layer(y0) - exact(y0)).square().mean().sqrt()
-    assert error < 10 * rtol
-    assert len(calls) < 200
+    torch.testing.assert_close(other(y0), layer(y0), rtol=0, atol=1e-10)
+    assert calls.count(other.ode) == calls.count(layer.ode) > 7
 
 
 # -- gradients ------------------------------------------------------------------------------------------------------
@@ -164,7 +171,7 @@ def test_adaptive_error_is_measured_in_the_full_state(rtol):
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
 @pytest.mark.parametrize("make", [gated, driven])
 def test_gradients_in_state_input_and_every_parameter(make, method, adjoint):
-    layer = make(method=method, rtol=1e-10, atol=1e-12, adjoint=adjoint)
+    layer = make(t=(0.0, 0.4), method=method, rtol=1e-8, atol=1e-10, adjoint=adjoint)
     names, values = zip(*layer.named_parameters(), strict=True)
     arguments = [a.requires_grad_() for a in arguments_of(layer, 2)]
 
@@ -172,9 +179,8 @@ def test_gradients_in_state_input_and_every_parameter(make, method, adjoint):
         state = dict(zip(names, tensors[len(arguments) :], strict=True))
         return functional_call(layer, state, tensors[: len(arguments)])
 
-    discretised = adjoint and method == "rk4"  # the adjoint equation is solved with errors of its own
-    tolerances = {"rtol": 0.1, "atol": 1e-2} if discretised else {"rtol": 1e-4, "atol": 1e-6}
-    assert gradcheck(f, (*arguments, *values), fast_mode=True, **tolerances)
+    tolerance = 1e-2 if adjoint and method == "rk4" else 1e-4  # the adjoint equation has an error of its own
+    assert gradcheck(f, (*arguments, *values), fast_mode=True, rtol=tolerance, atol=tolerance)
     f(*arguments, *values).sum().backward()
     assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in (*arguments, *values))
 
@@ -192,7 +198,7 @@ def test_training_lowers_a_loss(method):
         loss = nn.functional.mse_loss(small(x), target)
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
     assert torch.equal(network(x), target)
 
@@ -330,9 +336,9 @@ def test_explanation_in_words():
         "condition",
     ):
         assert words in text
-    state, first, second = (line.split() for line in text.splitlines() if line.startswith(("state ", "g1 ", "g2 ")))
-    assert state[2:4] == ["10", "5"] and first[-7:-5] == ["14", "6"] or first[2:4] == ["14", "6"]
-    assert second[0] == "g2" and "10" in second and "7" in second
+    rows = {line.split()[0]: " ".join(line.split()) for line in text.splitlines() if line}
+    assert rows["state"].startswith("state y 10 5 0.") and rows["state"].endswith("POD, as asked")
+    assert " 14 6 0." in rows["g1"] and " 10 7 0." in rows["g2"] and rows["g2"].endswith("deim, as asked")
     assert "kept: as asked" in str(layer_of("state kept").explain())
 
 

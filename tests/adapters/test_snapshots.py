@@ -167,12 +167,13 @@ def test_thinning_is_even_over_samples_and_evaluations(samples, steps, fraction,
     for index, count, length in ((snapshots.sample, samples, steps), (evaluation, steps, samples)):
         counts = np.bincount(index, minlength=count)
         assert np.abs(counts - fraction * length).max() <= 4
-    # also over blocks of 5 samples and 5 evaluations
-    if samples >= 20 and steps >= 10:
-        blocks = np.zeros((samples // 5, steps // 5))
-        inside = (snapshots.sample < samples // 5 * 5) & (evaluation < steps // 5 * 5)
-        np.add.at(blocks, (snapshots.sample[inside] // 5, evaluation[inside] // 5), 1)
-        assert np.abs(blocks - 25 * fraction).max() <= 5
+    if fraction == 0.1:  # no two neighbours, along no diagonal either
+        kept = np.zeros((samples, steps), dtype=bool)
+        kept[snapshots.sample, evaluation] = True
+        assert not (kept[1:] & kept[:-1]).any()
+        assert not (kept[:, 1:] & kept[:, :-1]).any()
+        assert not (kept[1:, 1:] & kept[:-1, :-1]).any()
+        assert not (kept[1:, :-1] & kept[:-1, 1:]).any()
 
 
 def test_memory_is_bounded(monkeypatch):

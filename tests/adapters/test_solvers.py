@@ -76,8 +76,10 @@ def test_equals_torchdiffeq_in_low_precision(method, dtype):
 @pytest.mark.parametrize("interpolation", ["linear", "previous"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_equals_torchdiffeq_with_an_input_that_jumps_at_steps(method, interpolation, dtype):
-    """Both see the same side of each jump, also where times are rounded."""
-    for t in ([i / 25 for i in range(26)], [1 - i / 7 for i in range(8)], [0.1, 0.3, 0.7, 1.7]):
+    """Both see the same side of each jump, also where times are rounded: t0 + (t1 − t0) may not be t1."""
+    rounded = [0.09, 0.43, 3.0, 3.1]
+    assert rounded[0] + (rounded[1] - rounded[0]) < rounded[1]
+    for t in ([i / 25 for i in range(26)], [1 - i / 7 for i in range(8)], rounded, [-s for s in rounded]):
         u = torch.randn(3, len(t), 4, **DOUBLE).to(dtype)
         signal = SampledSignal(u, t, interpolation)
         expected = torchdiffeq.odeint(

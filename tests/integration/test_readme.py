@@ -24,7 +24,7 @@ def namespace(tmp_path_factory):
 
 def test_first_example_reduces(namespace):
     layer = namespace["small"][1]
-    assert (layer.ode.state_size, layer.ode.expressions[0].text(["a"])) == (8, "tanh(a)")
+    assert (layer.ode.state_size, layer.ode.expressions[0].text(["a"])) == (16, "tanh(a)")
     x = torch.randn(5, 8)
     assert torch.dist(namespace["small"](x), namespace["network"](x)) < 0.2 * namespace["network"](x).norm()
 

@@ -40,7 +40,7 @@ from torch.func import functional_call
 from operator_catalogue import CUBE, OPERATORS, array, gated, matrix, vectors
 from torchmor.adapters import ODELayer, full_order_model, reduce_network
 from torchmor.adapters.recurrences import LinearRecurrence, NonlinearRecurrence
-from torchmor.adapters.to_module import to_module
+from torchmor.adapters.folded_modules import to_module
 from torchmor.engine.errors import ParameterError, ShapeError, SizeError, UnsupportedOperationError
 from torchmor.engine.folding import fold_operator
 from torchmor.engine.models import OdeLayerModel
@@ -377,13 +377,17 @@ class RateNetwork(nn.Module):
 @pytest.fixture
 def layer():
     t = (0.5, 0.8, 1.4)
-    return ODELayer(RateNetwork(6, 2), t=t, method="rk4", options={"step_size": 0.1}, output="trajectory").double()
+    return ODELayer(
+        RateNetwork(6, 2), t=t, method="rk4", options={"step_size": 0.13, "interp": "cubic"}, output="trajectory"
+    ).double()
 
 
-@pytest.fixture(params=["rk4", "dopri5", "backward"])
+@pytest.fixture(params=["rk4", "dopri5", "dopri5, previous", "backward"])
 def any_layer(request, layer):
-    if request.param == "dopri5":
+    if request.param.startswith("dopri5"):
         layer.options, layer.method = None, "dopri5"
+    if request.param.endswith("previous"):
+        layer.interpolation, layer.input_times = "previous", (0.6, 0.8, 1.4)
     if request.param == "backward":
         layer.t = (1.4, 0.8, 0.5)
     return layer
@@ -472,10 +476,10 @@ def test_refused_models():
     to_output = explicit_model(operator=nonlinear, initial_data=InitialStateOperator(4)).with_(
         time_stepper=RungeKuttaTimeStepper("rk4", (0, 1)), output_functional=matrix(1)
     )
-    with pytest.raises(UnsupportedOperationError, match="whose output is its state, 4 entries"):
+    with pytest.raises(UnsupportedOperationError, match="lifted state, of size 4, as output"):
         to_module(to_output)
     odd = to_output.with_(initial_data=matrix() @ InitialStateOperator(4), output_functional=matrix())
-    with pytest.raises(UnsupportedOperationError, match="perhaps projected, got 'ConcatenationOperator'"):
+    with pytest.raises(UnsupportedOperationError, match="projection of 'initial_state', got a ConcatenationOperator"):
         to_module(odd)
     driven = explicit_model(operator=gated(reads=("y", "u")))
     with pytest.raises(UnsupportedOperationError, match="only the right-hand side"):

@@ -11,31 +11,21 @@ from pymor.algorithms.timestepping import (
     ImplicitMidpointTimeStepper,
 )
 from pymor.models.basic import InstationaryModel
-from pymor.operators.constructions import IdentityOperator, ProjectedOperator
+from pymor.operators.constructions import IdentityOperator
 from pymor.operators.interface import Operator
-from pymor.parameters.base import Mu, Parameters
+from pymor.parameters.base import Mu
 from pymor.vectorarrays.numpy import NumpyVectorSpace
 from torch import nn
 
 from torchmor.adapters.arrays import to_tensor
 from torchmor.adapters.conversion import MAX_ENTRIES, chain_to_module
+from torchmor.adapters.model_layers import layer_of_model
 from torchmor.adapters.recurrences import LinearRecurrence, NonlinearRecurrence, Recurrence
-from torchmor.adapters.reduced_layer import ReducedODELayer
-from torchmor.adapters.solve_request import SolveSettings
-from torchmor.engine.affine import AffineMap
-from torchmor.engine.chain_algebra import (
-    compose,
-    constant_chain,
-    left_divide,
-    linear_chain,
-    linear_combination,
-    trim,
-)
+from torchmor.engine.chain_algebra import left_divide, linear_chain, linear_combination
 from torchmor.engine.errors import ParameterError, SizeError, UnsupportedOperationError
-from torchmor.engine.folding import fold_operator, parameter_values
-from torchmor.engine.operators import InitialStateOperator
+from torchmor.engine.folding import fold_operator, model_parameter_values
 from torchmor.engine.stages import StageChain
-from torchmor.engine.time_steppers import LayerTimeStepper, RungeKuttaTimeStepper
+from torchmor.engine.time_steppers import LayerTimeStepper
 
 #: pyMOR's steppers that are recurrences, by their implicit part θ:
 #: (M + θ dt A) z_{k+1} = (M − (1 − θ) dt A) z_k + dt F.
@@ -94,77 +84,8 @@ def to_module(
             f"its operators"
         )
     if isinstance(rom_or_operator.time_stepper, LayerTimeStepper):
-        return _layer_of_model(rom_or_operator, mu, dtype, device)
+        return layer_of_model(rom_or_operator, mu, dtype, device)
     return _recurrence_of_model(rom_or_operator, mu, dtype, device)
-
-
-# -- layers -------------------------------------------------------------------------------------------------
-
-
-def _layer_of_model(model, mu, dtype, device) -> ReducedODELayer:
-    """Return the layer of a model that steps on the times of an ODE layer."""
-    mu = parameter_values(_parameters(model), mu, model.name, free=("t", "input", "initial_state"))
-    rhs = compose(fold_operator(model.rhs, mu), constant_chain(np.ones(1), model.operator.source.dim))
-    chain = linear_combination([fold_operator(model.operator, mu), rhs], [-1.0, 1.0])
-    if not isinstance(model.mass, IdentityOperator):
-        chain = left_divide(fold_operator(model.mass), chain)
-    stepper = model.time_stepper
-    if isinstance(stepper, RungeKuttaTimeStepper):
-        settings = SolveSettings(
-            stepper.times,
-            stepper.method,
-            options={"step_size": stepper.step_size, "interp": stepper.interp},
-            output="trajectory",
-            input_times=getattr(model, "input_times", None),
-            interpolation=getattr(model, "interpolation", "linear"),
-        )
-    else:
-        settings = stepper.settings
-    encode, decode = _encode_and_decode(model, mu)
-    layer = ReducedODELayer(
-        settings,
-        (chain.state_size if encode is None else encode.sizes[0],),
-        chain_to_module(trim(chain), dtype, device),
-        None if encode is None else encode.size,
-        "required" if chain.reads("u") else "none",
-    )
-    if encode is not None:
-        for target, affine in ((layer.encode, encode), (layer.decode, decode)):
-            _fill({target.weight: affine.blocks()["y"], target.bias: affine.shift})
-    return layer
-
-
-def _encode_and_decode(model, mu: Mu) -> tuple[AffineMap, AffineMap] | tuple[None, None]:
-    """Return the maps from the initial state and to the output; (None, None) where states are the model's own."""
-    data, output = model.initial_data, model.output_functional
-    if "initial_state" not in data.parameters:
-        return None, None
-    if isinstance(data, InitialStateOperator) and data.encode is None and isinstance(output, IdentityOperator):
-        return None, None
-    decode = fold_operator(output, mu)
-    size = data.parameters["initial_state"]
-    if decode.stages or decode.output.sources != ("y",) or decode.output.size != size:
-        raise UnsupportedOperationError(
-            f"expected a model whose output is its state, {size} entries as the initial state, got another "
-            f"output: pass model.with_(output_functional=…), or one of its operators"
-        )
-    return _encode(data), decode.output
-
-
-def _encode(data: Operator) -> AffineMap:
-    """Return the affine map from the parameter 'initial_state' to the model's initial data."""
-    if isinstance(data, InitialStateOperator):
-        return data.encode or AffineMap.from_blocks({"y": sps.eye_array(data.range.dim, format="csr")})
-    if isinstance(data, ProjectedOperator) and data.source_basis is None:
-        test = data.range_basis if data.product is None else data.product.apply_adjoint(data.range_basis)
-        return _encode(data.operator).project(test.to_numpy())
-    raise UnsupportedOperationError(
-        f"expected initial data that are the parameter 'initial_state', perhaps projected, got '{data.name}' of "
-        f"class {type(data).__name__}: reduce the model with InstationaryRBReductor and the same product for all"
-    )
-
-
-# -- recurrences --------------------------------------------------------------------------------------------
 
 
 def _recurrence_of_model(model, mu, dtype, device) -> Recurrence:
@@ -177,7 +98,7 @@ def _recurrence_of_model(model, mu, dtype, device) -> Recurrence:
         )
     if size**2 > MAX_ENTRIES:
         raise SizeError(f"expected a reduced model, got one with {size} unknowns: reduce it first")
-    mu = parameter_values(_parameters(model), mu, model.name)
+    mu = model_parameter_values(model, mu)
     chain = _operator_chain(model, mu)
     mass = np.eye(size) if isinstance(model.mass, IdentityOperator) else _matrix(fold_operator(model.mass))
     linear = not (chain.stages or chain.reads("t"))
@@ -198,14 +119,17 @@ def _recurrence_of_model(model, mu, dtype, device) -> Recurrence:
     nodes = [t + step / 2 for t in times[:-1]] if theta == 0.5 else times[1:]
     shifts = step * np.linalg.solve(left, _right_hand_sides(model, mu, nodes) + shift[:, np.newaxis])
     layout = (times, size, shifts.shape[1], _returned(model), dtype, device)
+    initial_state = model.initial_data.as_range_array(mu).to_numpy()[:, 0]
+    values = {"shift": shifts.T, "initial_state": initial_state}
     if linear:
         module = LinearRecurrence(*layout)
-        _fill({module.step_matrix: np.linalg.solve(left, mass - (1 - theta) * step * matrix)})
+        values["step_matrix"] = np.linalg.solve(left, mass - (1 - theta) * step * matrix)
     else:
         increment = left_divide(linear_chain(mass), linear_combination([chain], [-step]))
         module = NonlinearRecurrence(chain_to_module(increment, dtype, device), *layout)
-    initial_state = model.initial_data.as_range_array(mu).to_numpy()[:, 0]
-    _fill({module.shift: shifts.T, module.initial_state: initial_state})
+    with torch.no_grad():
+        for name, value in values.items():
+            getattr(module, name).copy_(to_tensor(value, dtype, device))
     return module
 
 
@@ -244,24 +168,6 @@ def _returned(model) -> list[int] | None:
     return [round(t / step) for _, t in values]
 
 
-# -- both ---------------------------------------------------------------------------------------------------
-
-
-def _parameters(model) -> Parameters:
-    """Return the parameters that solving a model needs values of; pyMOR keeps the input apart from others."""
-    parameters = dict(model.parameters)
-    if "input" in model.operator.parameters or "input" in model.rhs.parameters:
-        parameters["input"] = model.dim_input
-    return Parameters(parameters)
-
-
 def _matrix(chain: StageChain) -> np.ndarray:
     block = chain.output.blocks().get("y", np.zeros((chain.output.size, chain.state_size)))
     return block.toarray() if sps.issparse(block) else block
-
-
-def _fill(values: dict[nn.Parameter, np.ndarray]) -> None:
-    with torch.no_grad():
-        for parameter, value in values.items():
-            value = value.toarray() if sps.issparse(value) else value
-            parameter.copy_(to_tensor(value, parameter.dtype, parameter.device))
