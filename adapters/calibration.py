@@ -103,9 +103,7 @@ class Calibration:
             if lengths == {0}:
                 raise CalibrationError("expected calibration data with at least one sample, got none")
             return
-        if isinstance(data, torch.utils.data.Dataset) and not isinstance(
-            data, torch.utils.data.IterableDataset
-        ):
+        if isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
             raise CalibrationError(
                 f"expected batches, got the dataset {type(data).__name__}, which holds single samples: pass "
                 f"DataLoader(dataset, batch_size={self.batch_size})"
@@ -142,8 +140,7 @@ class Calibration:
                 yield batch
         if first == 0:
             raise CalibrationError(
-                "expected calibration data with at least one sample, got none: is the loader empty, or "
-                "exhausted?"
+                "expected calibration data with at least one sample, got none: is the loader empty, or exhausted?"
             )
 
     def count(self) -> int:
@@ -187,19 +184,13 @@ class Calibration:
         if isinstance(inputs, Tensor):
             inputs = (inputs,)
         if not isinstance(inputs, tuple | list):
-            what = (
-                "calibration batch" if self.batch_to_inputs is None else "result of batch_to_inputs for batch"
-            )
+            what = "calibration batch" if self.batch_to_inputs is None else "result of batch_to_inputs for batch"
             raise CalibrationError(
                 f"expected {what} {index} to be a Tensor or a tuple or list of arguments, got "
                 f"{type(inputs).__name__}: {_advice(inputs)}"
             )
         for position, argument in enumerate(inputs):
-            if (
-                isinstance(argument, Tensor)
-                and argument.is_floating_point()
-                and not argument.isfinite().all()
-            ):
+            if isinstance(argument, Tensor) and argument.is_floating_point() and not argument.isfinite().all():
                 raise NonFiniteError(
                     f"expected finite calibration data, got NaN or infinity in batch {index}, argument "
                     f"{position}: clean the data"

@@ -53,8 +53,8 @@ def save(small_or_layer: nn.Module, path: str | os.PathLike) -> None:
     layers = {name: m for name, m in small_or_layer.named_modules() if isinstance(m, ReducedODELayer)}
     if not layers:
         raise UnknownLayerError(
-            f"expected a ReducedODELayer or a network that contains one, got a {type(small_or_layer).__name__} without: "
-            "reduce it with reduce_network first"
+            f"expected a ReducedODELayer or a network that contains one, got a {type(small_or_layer).__name__} "
+            "without: reduce it with reduce_network first"
         )
     tensors = {}
     for key, value in small_or_layer.state_dict().items():
@@ -62,9 +62,9 @@ def save(small_or_layer: nn.Module, path: str | os.PathLike) -> None:
             raise ValueError(f"expected tensors in the network's state, got a {type(value).__name__} as '{key}'")
         tensors[key] = value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
     config = {"format": FORMAT, "version": VERSION, "layers": {name: _config(m) for name, m in layers.items()}}
-    text = json.dumps(config, sort_keys=True, allow_nan=False)
+    config["sha256"] = _digest(config, tensors)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: text, "sha256": _digest(text, tensors)})
+        save_file(tensors, temporary, metadata={_KEY: json.dumps(config, allow_nan=False)})
 
 
 def load(path: str | os.PathLike, network: nn.Module | None = None) -> nn.Module:
@@ -138,9 +138,8 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
     if _KEY not in metadata:
         raise FileFormatError(f"expected a file written by torchmor's save, got the safetensors file {name!r}")
-    text = metadata[_KEY]
     try:
-        config = json.loads(text)
+        config = json.loads(metadata[_KEY])
         version = int(config["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise FileFormatError(f"the configuration in {name!r} is damaged ({error}): copy the file again") from error
@@ -149,7 +148,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"expected format version {VERSION}, got {version} in {name!r}: "
             + ("update torchmor to read it" if version > VERSION else "save it again with this torchmor")
         )
-    if metadata.get("sha256") != _digest(text, tensors):
+    if config.pop("sha256", None) != _digest(config, tensors):
         raise FileFormatError(f"{name!r} was altered after it was saved: its checksum does not fit; copy it again")
     if not isinstance(config.get("layers"), dict) or not config["layers"]:
         raise FileFormatError(f"the configuration in {name!r} is damaged (no layers): save it again")
@@ -224,7 +223,7 @@ def _build(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> Redu
 
 
 def _plain(value: Any, name: str) -> Any:
-    if isinstance(value, Tensor):
+    if hasattr(value, "tolist"):  # tensors and NumPy's numbers
         return value.tolist()
     if isinstance(value, dict):
         return {key: _plain(item, f"{name}['{key}']") for key, item in value.items()}
@@ -238,8 +237,8 @@ def _plain(value: Any, name: str) -> Any:
     )
 
 
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
+def _digest(config: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(config).encode())
     for key in sorted(tensors):
         tensor = tensors[key].detach().cpu().contiguous()
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

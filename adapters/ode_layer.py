@@ -75,9 +75,7 @@ class ODELayer(SolvingLayer):
         input_times: Sequence[float] | Tensor | None = None,
         interpolation: str = "linear",
     ):
-        super().__init__(
-            SolveSettings(t, method, rtol, atol, options, adjoint, output, input_times, interpolation)
-        )
+        super().__init__(SolveSettings(t, method, rtol, atol, options, adjoint, output, input_times, interpolation))
         self._arguments, self.input_use = call_convention(func)
         self._observers: list[Observer] = []
         self.func = func
@@ -257,13 +255,9 @@ def call_convention(func: Callable[..., Tensor]) -> tuple[int, str]:
         return 2, "none"
     count = len(required)
     if not 1 <= count <= 3:
-        raise SignatureError(
-            f"expected an ODE function of 1 to 3 required arguments, got f{signature}: {fix}"
-        )
+        raise SignatureError(f"expected an ODE function of 1 to 3 required arguments, got f{signature}: {fix}")
     if _misordered(required):
-        raise SignatureError(
-            f"expected the arguments of an ODE function in the order t, y, u, got f{signature}: {fix}"
-        )
+        raise SignatureError(f"expected the arguments of an ODE function in the order t, y, u, got f{signature}: {fix}")
     if count == 2 and len(positional) > 2 and positional[2].name == "u":
         return 3, "optional"
     return count, "required" if count == 3 else "none"
@@ -271,9 +265,7 @@ def call_convention(func: Callable[..., Tensor]) -> tuple[int, str]:
 
 def _misordered(names: list[str]) -> bool:
     # only names that clearly say another role: f(s, v) is f(t, y), and u may be the state, f(t, u)
-    late_time = any(name in _TIME_NAMES for name in names[1:]) or (
-        len(names) == 1 and names[0] in _TIME_NAMES
-    )
+    late_time = any(name in _TIME_NAMES for name in names[1:]) or (len(names) == 1 and names[0] in _TIME_NAMES)
     no_time = len(names) > 1 and names[0] in _STATE_NAMES and names[1] == "u"
     early_input = len(names) == 3 and names[1] == "u" and names[2] in _STATE_NAMES
     return late_time or no_time or early_input
@@ -293,9 +285,7 @@ def find_layer(network: nn.Module, name: str) -> ODELayer:
     if name not in modules:
         close = difflib.get_close_matches(name, layers + [key for key in modules if key not in layers])
         hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-        raise UnknownLayerError(
-            f"expected the name of an ODE layer of the network, got {name!r}{hint}: {advice}"
-        )
+        raise UnknownLayerError(f"expected the name of an ODE layer of the network, got {name!r}{hint}: {advice}")
     layer = modules[name]
     if not isinstance(layer, ODELayer):
         raise UnknownLayerError(f"expected an ODELayer as {name!r}, got a {type(layer).__name__}: {advice}")

@@ -118,16 +118,19 @@ class ReducedODELayer(SolvingLayer):
     def solver_settings(self) -> SolveSettings:
         """Return the settings of the reduced solve.
 
-        Adaptive methods measure errors of z as errors of ``y = c + V z``: a tolerance means what it meant before.
+        Adaptive methods measure errors of z as errors of ``y = c + V z``: tolerances, and a norm among the options,
+        mean what they meant before.
         """
         options = self.settings.options
-        if self.method not in ADAPTIVE_METHODS or "norm" in options or isinstance(self.decode, nn.Identity):
+        if self.method not in ADAPTIVE_METHODS or isinstance(self.decode, nn.Identity):
             return self.settings
-        lifting = self.decode.weight.detach()
+        lifting, given = self.decode.weight.detach(), options.get("norm")
         gramian, size = lifting.T @ lifting, lifting.shape[0]
 
         def norm(z: Tensor) -> Tensor:
             z = z.detach()
+            if given is not None:
+                return given((z @ lifting.T.to(z)).reshape(-1, *self.state_shape))
             return ((z @ gramian.to(z)) * z).sum().clamp(min=0).div(z.shape[0] * size).sqrt()
 
         return replace(self.settings, options={**options, "norm": norm})

@@ -115,8 +115,9 @@ def collect_snapshots(
     SolverError
         The solver failed.
 
-    References ---------- Kronecker (Weyl) sequences: Niederreiter, Random Number Generation and Quasi-Monte
-    Carlo Methods, SIAM 1992.
+    References
+    ----------
+    Niederreiter: Random Number Generation and Quasi-Monte Carlo Methods, SIAM 1992 (Kronecker sequences).
     """
     layer = find_layer(network, name)
     if max_snapshots < 1:

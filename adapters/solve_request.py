@@ -25,9 +25,7 @@ OUTPUTS = ("final", "trajectory")
 # options that solve_fixed_step understands; with any other the solve goes to torchdiffeq
 _OWN_OPTIONS = {"step_size", "interp"}
 _CALLBACKS = tuple(
-    f"callback_{event}{suffix}"
-    for event in ("step", "accept_step", "reject_step")
-    for suffix in ("", "_adjoint")
+    f"callback_{event}{suffix}" for event in ("step", "accept_step", "reject_step") for suffix in ("", "_adjoint")
 )
 
 
@@ -130,9 +128,7 @@ class SolveSettings:
         """
         if not isinstance(y0, Tensor) or not y0.is_floating_point():
             got = str(y0.dtype) if isinstance(y0, Tensor) else type(y0).__name__
-            raise DtypeError(
-                f"expected the state y0 to be a floating-point Tensor, got {got}: use y0.float()"
-            )
+            raise DtypeError(f"expected the state y0 to be a floating-point Tensor, got {got}: use y0.float()")
         if y0.ndim < 2:
             raise ShapeError(
                 f"expected the state y0 to have shape (batch, …), got {tuple(y0.shape)}: "
@@ -350,9 +346,7 @@ def check_times(times, name: str, least: int = 1) -> tuple[float, ...]:
     try:
         times = tuple(float(time) for time in (times.tolist() if isinstance(times, Tensor) else times))
     except (TypeError, ValueError):
-        raise ValueError(
-            f"expected {name} to be a one-dimensional sequence of numbers, got {times!r}"
-        ) from None
+        raise ValueError(f"expected {name} to be a one-dimensional sequence of numbers, got {times!r}") from None
     if len(times) < least:
         raise ValueError(f"expected {name} to hold at least {least} times, got {times}")
     if not all(math.isfinite(time) for time in times):
@@ -366,9 +360,7 @@ def check_times(times, name: str, least: int = 1) -> tuple[float, ...]:
     return times
 
 
-def explain_mismatch(
-    error: RuntimeError, module: nn.Module, tensors: Iterable[Tensor], what: str
-) -> Exception:
+def explain_mismatch(error: RuntimeError, module: nn.Module, tensors: Iterable[Tensor], what: str) -> Exception:
     """Return the DtypeError or DeviceError behind an error of torch, or the error itself.
 
     Called only after a failure: a module may well mix dtypes and devices on purpose.
@@ -390,13 +382,11 @@ def explain_mismatch(
             continue
         if tensor.device != parameter.device:
             return DeviceError(
-                f"expected {what} on {parameter.device}, as the parameters, got {tensor.device}: move one to "
-                f"the other"
+                f"expected {what} on {parameter.device}, as the parameters, got {tensor.device}: move one to the other"
             )
         if tensor.dtype != parameter.dtype:
             return DtypeError(
-                f"expected {what} of {parameter.dtype}, as the parameters, got {tensor.dtype}: convert one "
-                f"to the other"
+                f"expected {what} of {parameter.dtype}, as the parameters, got {tensor.dtype}: convert one to the other"
             )
     return error
 

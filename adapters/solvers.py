@@ -61,11 +61,7 @@ def solve_fixed_step(
     outputs = [sign * time for time in t]
     grid = step_grid(outputs, step_size)
     steps = list(pairwise(grid))
-    # torchdiffeq's rk4 ends at s1 itself, its heun2 at s0 + h: one rounding apart, which decides between the
-    # two sides of an input that jumps there
-    exact_end = tableau == TABLEAUX["rk4"]
-    stage_times = [s1 if c == 1 and exact_end else s0 + c * (s1 - s0) for s0, s1 in steps for c in tableau.c]
-    clock = _Clock([sign * s for s in stage_times], y0)
+    clock = _Clock([sign * s for s0, s1 in steps for s in tableau.times(s0, s1)], y0)
     # end times of steps serve the cubic interpolation only
     end_clock = None if interp == "linear" or final else _Clock([sign * s1 for _, s1 in steps], y0)
 

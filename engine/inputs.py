@@ -24,18 +24,28 @@ def input_function(u, dim, times=None, interpolation="linear"):
     Raises
     ------
     InputError
-        The samples do not fit the times, or the interpolation is unknown.
+        It does not have p components, the samples do not fit the times, or the interpolation is unknown.
     """
-    if isinstance(u, Function | str):
+    if isinstance(u, Function | str) or (isinstance(u, list | tuple) and any(isinstance(v, Function | str) for v in u)):
         return u
     if callable(u):
-        return GenericFunction(lambda t: np.stack([np.reshape(u(float(s)), dim) for s in t[..., 0].ravel()]), 1, (dim,))
+        return GenericFunction(lambda t: np.stack([_value(u(float(s)), dim) for s in t[..., 0].ravel()]), 1, (dim,))
     u = np.asarray(u, dtype=np.float64)
     if u.ndim < 2:
-        return u
+        return _value(u, dim)
     if times is None or u.shape != (len(times), dim):
-        raise InputError(f"expected input samples of shape {(times and len(times), dim)}, got {u.shape}")
+        times = f"{len(times)}" if times is not None else "times"
+        raise InputError(
+            f"expected input samples of shape ({times}, {dim}), one row for each of the model's input times, got {u.shape}"
+        )
     return SampledInput(u, times, interpolation)
+
+
+def _value(u, dim):
+    u = np.asarray(u, dtype=np.float64)
+    if u.size != dim:
+        raise InputError(f"expected an input of {dim} channels, got shape {u.shape}")
+    return u.reshape(dim)
 
 
 class SampledInput(GenericFunction):

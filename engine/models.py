@@ -3,7 +3,9 @@
 import numpy as np
 from pymor.models.basic import InstationaryModel
 from pymor.operators.constructions import IdentityOperator
+from pymor.parameters.base import Mu
 
+from torchmor.engine.errors import InputError
 from torchmor.engine.inputs import input_function
 from torchmor.engine.operators import InitialStateOperator, OdeFunctionOperator
 from torchmor.engine.stages import StageChain
@@ -55,11 +57,21 @@ class OdeLayerModel(InstationaryModel):
         )
         self.__auto_init(locals())
 
-    def compute(self, *args, input=None, **kwargs):
-        """Compute quantities of the model; see pyMOR's Model.compute."""
+    def compute(self, *args, mu=None, input=None, **kwargs):
+        """Compute quantities of the model; see pyMOR's Model.compute.
+
+        Raises
+        ------
+        InputError
+            The input is missing, superfluous or of the wrong form.
+        """
         if input is not None:
+            if self.dim_input == 0:
+                raise InputError("expected no input, because the ODE function does not read one, got one: leave it out")
             input = input_function(input, self.dim_input, self.input_times, self.interpolation)
-        return super().compute(*args, input=input, **kwargs)
+        elif self.dim_input and not (isinstance(mu, Mu) and {"input"} & {*mu, *mu.time_dependent_values}):
+            raise InputError(f"expected an input of {self.dim_input} channels, got none: solve(mu, input=u)")
+        return super().compute(*args, mu=mu, input=input, **kwargs)
 
 
 def ode_layer_model(chain: StageChain, time_stepper, *, encode=None, decode=None, input_times=None,

@@ -105,8 +105,8 @@ def componentwise_operator(function, size, **parameters) -> OdeFunctionOperator:
     ValueError
         The name is no primitive, or the primitive has no such parameter.
     """
-    name = function if isinstance(function, str) else function.text(["y"])
-    return OdeFunctionOperator(componentwise(function, size, **parameters), name=name)
+    chain = componentwise(function, size, **parameters)
+    return OdeFunctionOperator(chain, name=function if isinstance(function, str) else function.text(["y"]))
 
 
 class InitialStateOperator(Operator):

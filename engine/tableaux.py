@@ -22,12 +22,20 @@ class ButcherTableau:
         Nodes.
     order
         Order of convergence.
+    exact_end
+        Whether a node of 1 is evaluated at the end of the step itself, not at t + h: one rounding apart, which decides
+        between the two sides of an input that jumps there. torchdiffeq's methods differ in it.
     """
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     c: tuple[float, ...]
     order: int
+    exact_end: bool = False
+
+    def times(self, t0: float, t1: float) -> list[float]:
+        """Return the times at which a step from t0 to t1 evaluates f."""
+        return [t1 if c == 1.0 and self.exact_end else t0 + c * (t1 - t0) for c in self.c]
 
 
 #: The fixed-step methods of torchdiffeq, by its names. Its ``rk4`` is Kutta's 3/8 rule, not the classical method.
@@ -43,5 +51,6 @@ TABLEAUX = {
         b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
         c=(0.0, 1 / 3, 2 / 3, 1.0),
         order=4,
+        exact_end=True,
     ),
 }

@@ -1,5 +1,7 @@
 """Explicit Runge–Kutta time stepping of pyMOR models on the time grid of an ODE layer."""
 
+from itertools import pairwise
+
 import numpy as np
 from pymor.algorithms.timestepping import TimeStepper
 from pymor.operators.constructions import IdentityOperator
@@ -24,6 +26,11 @@ class LayerTimeStepper(TimeStepper):
     ):
         assert initial_time == 0 and np.isclose(end_time, abs(self.times[-1] - self.times[0]))
         assert isinstance(operator, Operator) and operator.source == operator.range
+        if num_values not in (None, len(self.times)):
+            raise NotImplementedError(
+                f"expected num_values to be None, for one value at each of the {len(self.times)} times of the layer, got "
+                f"{num_values}: choose the times of the time stepper instead"
+            )
         if mass is not None and not isinstance(mass, IdentityOperator):
             raise NotImplementedError(
                 "explicit time stepping needs M = identity: reduce with product_is_mass=True"
@@ -82,15 +89,15 @@ class RungeKuttaTimeStepper(LayerTimeStepper):
         grid = step_grid(times, self.step_size)
         yield y.copy()
         j = 1
-        for t0, t1 in zip(grid, grid[1:], strict=False):
+        for t0, t1 in pairwise(grid):
             h = sign * (t1 - t0)
             slopes = []
-            for a, c in zip(tableau.a, tableau.c, strict=True):
+            for a, t in zip(tableau.a, tableau.times(t0, t1), strict=True):
                 stage = y.copy()
                 for weight, slope in zip(a, slopes, strict=True):
                     if weight:
                         stage.axpy(h * weight, slope)
-                slopes.append(f(sign * t0 + c * h, stage))
+                slopes.append(f(sign * t, stage))
             y_next = y.copy()
             for weight, slope in zip(tableau.b, slopes, strict=True):
                 if weight:

@@ -68,9 +68,9 @@ class Entry:
 
     def values(self, y: np.ndarray, u: np.ndarray | None = None, t: float = 0.0) -> np.ndarray:
         """f at columns, computed by torch: the reference of all laws."""
-        f = OdeFunction(self.function())
+        f, u = OdeFunction(self.function()), None if u is None else rows(u).expand(y.shape[1], -1)
         with torch.no_grad():
-            value = f(torch.tensor(t, dtype=torch.float64), self.batch(y), rows(u))
+            value = f(torch.tensor(t, dtype=torch.float64), self.batch(y), u)
         return value.detach().reshape(y.shape[1], -1).numpy().T
 
     def batch(self, y: np.ndarray) -> Tensor:

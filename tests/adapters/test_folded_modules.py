@@ -40,6 +40,7 @@ from torch.func import functional_call
 from operator_catalogue import CUBE, OPERATORS, array, gated, matrix, vectors
 from torchmor.adapters import ODELayer, full_order_model, reduce_network
 from torchmor.adapters.recurrences import LinearRecurrence, NonlinearRecurrence
+from torchmor.adapters import folded_modules
 from torchmor.adapters.folded_modules import to_module
 from torchmor.engine.errors import ParameterError, ShapeError, SizeError, UnsupportedOperationError
 from torchmor.engine.folding import fold_operator
@@ -348,14 +349,12 @@ def test_models_of_interpolate_operators(alg):
 @pytest.mark.parametrize("fault", ["sign", "transpose"])
 def test_planted_faults_are_caught(fault, monkeypatch):
     """The comparison with pyMOR sees the sign of A and a transposed step."""
-    from torchmor.adapters import to_module as owner
-
-    original = owner.to_tensor
+    original = folded_modules.to_tensor
 
     def broken(array, *arguments):
         return original(-array if fault == "sign" else array.T if array.shape == (4, 4) else array, *arguments)
 
-    monkeypatch.setattr(owner, "to_tensor", broken)
+    monkeypatch.setattr(folded_modules, "to_tensor", broken)
     with pytest.raises(AssertionError):
         assert_solves(explicit_model())
 

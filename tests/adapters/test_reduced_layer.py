@@ -164,6 +164,21 @@ def test_adaptive_error_is_measured_in_the_full_state():
     assert calls.count(other.ode) == calls.count(layer.ode) > 7
 
 
+def test_norm_of_the_full_state():
+    shapes = []
+
+    def norm(y):
+        shapes.append(y.shape)
+        return y.square().mean().sqrt()
+
+    layer = layer_of("dense, adaptive", rtol=0.0, atol=1e-5)
+    (y0,) = arguments_of(layer)
+    expected = layer(y0)
+    layer.options = {"norm": norm}
+    torch.testing.assert_close(layer(y0), expected, rtol=0, atol=1e-10)
+    assert set(shapes) == {(3, 10)}
+
+
 # -- gradients ------------------------------------------------------------------------------------------------------
 
 
