@@ -92,7 +92,7 @@ def load(path: str | os.PathLike, network: nn.Module | None = None) -> nn.Module
         The file holds several layers, which only a network can place; or the network does not fit the file.
     """
     config, tensors = read(path)
-    layers = {name: _build(entry, name, tensors) for name, entry in config["layers"].items()}
+    layers = {name: build_layer(entry, name, tensors) for name, entry in config["layers"].items()}
     if network is None:
         if len(layers) > 1:
             raise UnknownLayerError(
@@ -196,7 +196,14 @@ def _config(layer: ReducedODELayer) -> dict[str, Any]:
     }
 
 
-def _build(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> ReducedODELayer:
+def build_layer(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> ReducedODELayer:
+    """Return a layer of a file that was `read`, from its entry among the configuration's layers.
+
+    Raises
+    ------
+    FileFormatError
+        Entry and tensors do not fit together.
+    """
     prefix = f"{name}." if name else ""
     state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     try:

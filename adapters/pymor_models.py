@@ -25,7 +25,8 @@ def full_order_model(
 ) -> OdeLayerModel:
     """Return an ODE layer as a pyMOR InstationaryModel ``y' + A(y) = 0`` with A = −f.
 
-    Law: ``fom.solve({"initial_state": y0}, input=u)`` is the layer's trajectory from y0, at the layer's times.
+    Law: ``fom.solve({"initial_state": y0}, input=u)`` is the layer's trajectory from y0, at the layer's times. Adaptive
+    methods take the layer's steps too, as long as their error estimates are well above rounding.
 
     Parameters
     ----------
@@ -60,6 +61,14 @@ def full_order_model(
         )
     if layer.input_use == "required" and example_input is None:
         raise InputError("expected an example_input (batch, p), because the ODE function is f(t, y, u), got none")
+    if example_input is not None:
+        if layer.input_use == "none":
+            raise InputError("expected no example_input, because the ODE function does not take one: leave it out")
+        if example_input.ndim != 2 or len(example_input) != len(example_state):
+            raise InputError(
+                f"expected an example_input of shape ({len(example_state)}, p), the input at one time for each example "
+                f"state, got {tuple(example_input.shape)}"
+            )
     settings = layer.settings if t is None else replace(layer.settings, t=t)
     chain = trace(layer.function, example_state, example_input, settings.t[0])
     return ode_layer_model(

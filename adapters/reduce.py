@@ -21,7 +21,13 @@ from torchmor.adapters.pymor_models import full_order_model
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.snapshots import collect_snapshots
 from torchmor.engine.affine import AffineMap
-from torchmor.engine.errors import NonFiniteError, NotReducedWarning, SolverError, UnknownLayerError
+from torchmor.engine.errors import (
+    NonFiniteError,
+    NotReducedWarning,
+    SolverError,
+    UnknownLayerError,
+    UnsupportedOperationError,
+)
 from torchmor.engine.explanation import Explanation
 from torchmor.engine.models import OdeLayerModel
 from torchmor.engine.reduction import Size, check_sizes, reduce_model
@@ -52,7 +58,8 @@ def reduce_network(
     The network itself is not changed. The classic POD–DEIM method: the state is projected onto the r leading POD modes
     of the states that the layer's own solver visits on the calibration data, and each nonlinear stage of the ODE
     function is evaluated at m points only, chosen and interpolated by pyMOR. Weights and snapshots are float64 on the
-    way; the reduced layer has the dtype, device, solver and tolerances of the layer that it replaces.
+    way; the reduced layer has the dtype, device, solver and tolerances of the layer that it replaces, in all places
+    where the network holds it, but not its hooks.
 
     Parameters
     ----------
@@ -104,7 +111,7 @@ def reduce_network(
     SizeError
         Sizes are missing or impossible.
     UnsupportedOperationError
-        The ODE function contains an operation that cannot be reduced.
+        The ODE function contains an operation that cannot be reduced, or the network cannot be copied.
 
     Warns
     -----
@@ -122,7 +129,7 @@ def reduce_network(
     check_sizes(state_dim, points, modes, selection, energy_rtol)
     kept, held_out = Calibration(calibration, batch_size, batch_to_inputs, seed).split(seed)
 
-    original, network = network, copy.deepcopy(network)  # calibration moves counters and caches of a copy only
+    original, network = network, _copied(network)  # calibration moves counters and caches of a copy only
     layer, example = network.get_submodule(name), _Example()
     with layer.observe(example):
         snapshots = collect_snapshots(network, name, kept, progress=progress)
@@ -157,7 +164,12 @@ def reduce_network(
         operations=(_operations(layer.function, example), _operations(reduced.ode, example, reduced)),
         errors=_held_out_errors(network, small, name, held_out),
     )
-    reduced.record(fom=fom, bases=reduction.bases, singular_values=reduction.singular_values)
+    reduced.record(
+        fom=fom,
+        bases=reduction.bases,
+        singular_values=reduction.singular_values,
+        points={stage: sampled.points for stage, sampled in reduction.interpolations.items()},
+    )
     return small
 
 
@@ -174,6 +186,16 @@ def _find_layer(network: nn.Module, name: str) -> ODELayer:
             "again, with other sizes"
         )
     return find_layer(network, name)
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except RuntimeError as error:
+        raise UnsupportedOperationError(
+            f"expected a network that can be copied, got one that cannot ({error}): detach tensors that it keeps from "
+            "earlier calls"
+        ) from error
 
 
 @dataclass(eq=False)

@@ -165,6 +165,11 @@ class ReducedODELayer(SolvingLayer):
         """POD singular values by name: of the "state", and of each stage."""
         return self._recorded("singular_values")
 
+    @property
+    def points(self):
+        """Evaluated components (m,) of each interpolated stage by name, as indices into the flattened stage."""
+        return self._recorded("points")
+
     def record(self, **entries) -> None:
         """Keep what the reduction computed beside the operators; it is not saved, pickled or part of the state."""
         self._record = entries
@@ -179,7 +184,13 @@ class ReducedODELayer(SolvingLayer):
         return self._record[name]
 
     def __getattr__(self, name):
-        if name in ("fom", "bases", "singular_values", "rom"):  # the property raised: let its own message through
+        if name in (
+            "fom",
+            "bases",
+            "singular_values",
+            "points",
+            "rom",
+        ):  # the property raised: let its own message through
             return type(self).__dict__[name].fget(self)
         return super().__getattr__(name)
 

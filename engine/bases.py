@@ -1,11 +1,13 @@
 """POD bases of snapshots."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg as spla
 from pymor.algorithms.pod import pod as pymor_pod
 from pymor.vectorarrays.numpy import NumpyVectorSpace
+
+from torchmor.engine.errors import NonFiniteError
 
 #: At least this many modes are computed where there are as many: for the spectrum, and for a first energy test.
 SPECTRUM = 512
@@ -42,12 +44,7 @@ class PodBasis:
 
     def energy_rank(self, rtol: float) -> int:
         """Return the smallest r ≥ 1 with ``Σ_{i>r} σ_i² ≤ rtol² Σ σ_i²``; at most the rank."""
-        # summed from the small end: the tail is what counts, and 1 − Σ would drown it in rounding
-        squares = self.singular_values**2
-        beyond = max(0.0, self.energy - squares.sum()) if self.energy - squares.sum() > 1e-12 * self.energy else 0.0
-        tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0) + beyond
-        small = np.flatnonzero(tails <= rtol**2 * self.energy)
-        return max(1, int(small[0]) if len(small) else self.rank)
+        return _energy_rank(self.singular_values**2, self.energy, rtol)
 
 
 def pod(snapshots: np.ndarray, modes: int | None = None, energy_rtol: float | None = None) -> PodBasis:
@@ -62,35 +59,53 @@ def pod(snapshots: np.ndarray, modes: int | None = None, energy_rtol: float | No
     modes
         Number of modes that will be used; None for all.
     energy_rtol
-        Instead of `modes`: enough modes for ``energy_rank(energy_rtol)``.
+        Instead of `modes`: as many as ``energy_rank(energy_rtol)`` needs.
+
+    Raises
+    ------
+    NonFiniteError
+        The snapshots contain NaN or infinity.
     """
-    energy = float(np.sum(snapshots**2))
-    if modes is None and energy_rtol is not None:
-        basis = _pod(snapshots, SPECTRUM, energy)
-        if basis.dropped_energy(basis.rank) <= energy_rtol**2:
-            return basis
-    return _pod(snapshots, None if modes is None else max(modes, SPECTRUM), energy)
+    if not np.all(np.isfinite(snapshots)):
+        raise NonFiniteError("expected finite snapshots, got NaN or infinity: clean the data, or use smaller time steps")
+    if modes is None:
+        count = None
+    else:
+        count, energy_rtol = max(modes, SPECTRUM), None
+    columns = compress(snapshots, count, energy_rtol)
+    vectors, singular_values = pymor_pod(NumpyVectorSpace.from_numpy(columns), modes=count)
+    basis = PodBasis(vectors.to_numpy(), singular_values, float(np.sum(snapshots**2)))
+    if energy_rtol is not None:
+        count = max(basis.energy_rank(energy_rtol), SPECTRUM)
+    return replace(basis, modes=basis.modes[:, :count], singular_values=singular_values[:count])
 
 
-def _pod(snapshots, modes, energy):
-    columns = compress(snapshots, modes)
-    basis, singular_values = pymor_pod(NumpyVectorSpace.from_numpy(columns), modes=modes)
-    return PodBasis(basis.to_numpy(), singular_values, energy)
-
-
-def compress(snapshots: np.ndarray, modes: int | None = None) -> np.ndarray:
+def compress(snapshots: np.ndarray, modes: int | None = None, energy_rtol: float | None = None) -> np.ndarray:
     """Replace snapshots X (n, k) with k > n by at most n columns Y with ``Y Yᵀ = X Xᵀ``, so with the same POD.
 
-    pyMOR's method of snapshots works on the k × k Gramian, which is the slow way round for k > n. With `modes`,
-    the columns carry the first modes only.
+    pyMOR's method of snapshots works on the k × k Gramian, which is the slow way round for k > n. With `modes` or
+    `energy_rtol`, the columns carry only as many leading modes as these ask for.
     """
     n, k = snapshots.shape
     if k <= n:
         return snapshots
     gramian = snapshots @ snapshots.T
-    if modes is not None and modes < n // 2:
-        eigenvalues, eigenvectors = spla.eigh(gramian, subset_by_index=(n - modes, n - 1), overwrite_a=True)
+    energy = np.trace(gramian)
+    count = n if modes is None else min(modes, n)
+    if count < n // 2:
+        squares, vectors = spla.eigh(gramian, subset_by_index=(n - count, n - 1), overwrite_a=True)
     else:
-        eigenvalues, eigenvectors = spla.eigh(gramian, driver="evd", overwrite_a=True)
-    kept = eigenvalues > max(eigenvalues[-1], 0.0) * n * np.finfo(np.float64).eps
-    return (eigenvectors[:, kept] * np.sqrt(eigenvalues[kept]))[:, ::-1]
+        squares, vectors = spla.eigh(gramian, driver="evd", overwrite_a=True)
+    squares, vectors = squares[::-1], vectors[:, ::-1]
+    if energy_rtol is not None:
+        count = max(_energy_rank(squares, energy, energy_rtol), SPECTRUM)
+    count = min(count, int(np.sum(squares > squares[0] * n * np.finfo(np.float64).eps)))
+    return vectors[:, :count] * np.sqrt(squares[:count])
+
+
+def _energy_rank(squares: np.ndarray, energy: float, rtol: float) -> int:
+    # summed from the small end: the tail is what counts, and energy − Σ would drown it in rounding
+    beyond = energy - squares.sum()
+    tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0) + (beyond if beyond > 1e-12 * energy else 0.0)
+    small = np.flatnonzero(tails <= rtol**2 * energy)
+    return max(1, int(small[0]) if len(small) else len(squares))

@@ -34,9 +34,9 @@ def input_function(u, dim, times=None, interpolation="linear"):
     if u.ndim < 2:
         return _value(u, dim)
     if times is None or u.shape != (len(times), dim):
-        times = f"{len(times)}" if times is not None else "times"
+        count = "times" if times is None else len(times)
         raise InputError(
-            f"expected input samples of shape ({times}, {dim}), one row for each of the model's input times, got {u.shape}"
+            f"expected input samples of shape ({count}, {dim}), one row for each input time of the model, got {u.shape}"
         )
     return SampledInput(u, times, interpolation)
 

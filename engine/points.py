@@ -47,9 +47,7 @@ class CollateralBasis(Interpolation):
         return float(np.linalg.cond(self.basis[self.points]))
 
 
-def interpolate(
-    snapshots: np.ndarray, pod_basis: PodBasis, points: int, selection: str = "deim"
-) -> CollateralBasis:
+def interpolate(snapshots: np.ndarray, pod_basis: PodBasis, points: int, selection: str = "deim") -> CollateralBasis:
     """Choose interpolation points and a collateral basis of a stage.
 
     Law: the interpolation is exact at its points, and on the span of its basis.
@@ -87,6 +85,11 @@ def interpolate(
 
 
 def _too_many_points(points, rank):
+    if rank == 0:
+        return (
+            "expected values of the stage that are not all zero on the calibration data, got nothing else: ask for "
+            'points="full", or calibrate with more varied data'
+        )
     return (
         f"expected at most as many points as the calibration values of the stage span, numerically {rank}; got {points}"
         f': ask for points={rank} or fewer, points="full", or calibrate with more varied data'

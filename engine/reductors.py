@@ -3,7 +3,7 @@
 import numpy as np
 from pymor.reductors.basic import ProjectionBasedReductor
 
-from torchmor.engine.affine import AffineMap
+from torchmor.engine.affine import AffineMap, Lift
 from torchmor.engine.models import ode_layer_model
 
 
@@ -27,13 +27,25 @@ class OdeLayerReductor(ProjectionBasedReductor):
         VectorArray of r vectors W with ``Wᵀ V = I``; V by default, which must then be orthonormal.
     offset
         VectorArray of length 1: c, zero by default.
+
+    Raises
+    ------
+    ValueError
+        ``Wᵀ V`` is not the identity.
     """
 
     def __init__(self, fom, RB=None, interpolations=None, test_basis=None, offset=None):
         if RB is None:
             super().__init__(fom, {})
         else:
-            super().__init__(fom, {"RB": RB, "test": RB if test_basis is None else test_basis})
+            test = RB if test_basis is None else test_basis
+            defect = np.abs(test.inner(RB) - np.eye(len(test), len(RB))).max(initial=0.0)
+            if len(test) != len(RB) or defect > 1e-6:
+                raise ValueError(
+                    f"expected bases with Wᵀ V = I, got {len(test)} × {len(RB)} vectors and an error of {defect:.1e}: "
+                    "orthonormalise V, or scale W"
+                )
+            super().__init__(fom, {"RB": RB, "test": test})
         self.__auto_init(locals())
 
     def project_operators(self):
@@ -48,6 +60,17 @@ class OdeLayerReductor(ProjectionBasedReductor):
             "chain": (-self.fom.operator.chain).reduce(trial, test, offset, self.interpolations),
             "encode": AffineMap(("y",), (n,), test.T, -test.T @ c),
             "decode": AffineMap(("y",), (r,), trial, c),
+        }
+
+    def project_operators_to_subbasis(self, dims):
+        if dims["RB"] != dims["test"]:
+            raise ValueError(f"expected as many trial as test vectors, got {dims}")
+        rom, r = self._last_rom, dims["RB"]
+        part = np.eye(rom.solution_space.dim, r)
+        return {
+            "chain": (-rom.operator.chain).reduce(part, part),
+            "encode": rom.initial_data.encode.project(part),
+            "decode": rom.output_functional.chain.output.substitute({"y": Lift(part)}),
         }
 
     def build_rom(self, projected_operators, error_estimator):

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import numpy as np
 from pymor.algorithms.timestepping import TimeStepper
-from pymor.operators.constructions import IdentityOperator
 from pymor.operators.interface import Operator
 from pymor.parameters.base import Mu
 
@@ -21,26 +20,22 @@ class LayerTimeStepper(TimeStepper):
     at the layer's own time t.
     """
 
-    def iterate(
-        self, initial_time, end_time, initial_data, operator, rhs=None, mass=None, mu=None, num_values=None
-    ):
+    def iterate(self, initial_time, end_time, initial_data, operator, rhs=None, mass=None, mu=None, num_values=None):
         assert initial_time == 0 and np.isclose(end_time, abs(self.times[-1] - self.times[0]))
         assert isinstance(operator, Operator) and operator.source == operator.range
         if num_values not in (None, len(self.times)):
             raise NotImplementedError(
-                f"expected num_values to be None, for one value at each of the {len(self.times)} times of the layer, got "
-                f"{num_values}: choose the times of the time stepper instead"
-            )
-        if mass is not None and not isinstance(mass, IdentityOperator):
-            raise NotImplementedError(
-                "explicit time stepping needs M = identity: reduce with product_is_mass=True"
+                f"expected num_values to be None, for one value at each of the {len(self.times)} times of the layer, "
+                f"got {num_values}: choose the times of the time stepper instead"
             )
         mu = mu or Mu()
 
         def f(t, y):
             mu_t = mu.at_time(t)
             value = -operator.apply(y, mu=mu_t)
-            return value if rhs is None else value + rhs.as_vector(mu_t)
+            if rhs is not None:
+                value += rhs.as_vector(mu_t)
+            return value if mass is None else mass.apply_inverse(value, mu=mu_t)
 
         kinks = getattr(mu.time_dependent_values.get("input"), "kinks", ())
         for y, t in zip(self.integrate(f, initial_data, kinks), self.times, strict=True):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from networks import NETWORKS, Parts, Tanh, chain, dense
 from torchmor.adapters import ODELayer, ReducedODELayer, collect_snapshots, reduce_network
 from torchmor.adapters.calibration import held_out_mask
+from torchmor.adapters.solve_request import METHODS
 from torchmor.engine.errors import (
     CalibrationError,
     DeviceError,
@@ -265,7 +266,7 @@ def test_stage_that_is_silent_on_the_calibration_data_is_kept():
     silent = small.explain().parts[1]
     assert silent.reduced == silent.full == 6 and "zero on all calibration data" in silent.why
     assert small(100 * y0).isfinite().all()
-    with pytest.raises(SizeError, match=r"numerically 0; got 2: .*points=\"full\""):
+    with pytest.raises(SizeError, match=r"stage 'g1'.*not all zero.*ask for points=\"full\""):
         reduce_network(layer, "", y0, state_dim=5, points=[2, 3])
 
 
@@ -273,6 +274,30 @@ def test_state_that_is_always_zero_is_refused():
     layer = ODELayer(nn.Sequential(nn.Linear(6, 6, bias=False), nn.Tanh()), method="rk4").double()
     with pytest.raises(SizeError, match="not all zero, got nothing else"):
         reduce_network(layer, "", torch.zeros(50, 6, dtype=torch.float64), energy_rtol=0.1)
+
+
+def test_times_given_in_the_call():
+    parts = {"stem": nn.Linear(5, 10), "ode": ODELayer(Tanh(10), method="rk4", output="trajectory")}
+    network = Parts(lambda self, x, t: self.ode(self.stem(x), t=t[0]), **parts).double()
+    (x,), t = DENSE.batch(), torch.linspace(2, 0, 5).expand(40, -1)
+    small = reduce_network(network, "ode", (x, t), state_dim=9, points="full")
+    assert small(x, t).shape == network(x, t).shape == (5, 40, 10)
+    assert small.ode.explain().errors["network output"] < 0.2 and small.ode.explain().evaluations == 16
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore:Functional iteration did not", "ignore:The following arguments have no effect")
+def test_every_solver(method, adjoint):
+    network = dense(method=method, adjoint=adjoint, t=(0.0, 0.2, 0.4)).double()
+    (x,) = DENSE.batch(30)
+    small = reduce_network(network, "ode", x, state_dim=8, points=9)
+    assert (small.ode.method, small.ode.adjoint) == (method, adjoint)
+    assert small.ode.explain().errors["layer output"] < 0.1
+    loss = small(x).sum()
+    if method != "scipy_solver" or adjoint:
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in small.parameters())
 
 
 # -- sizes ----------------------------------------------------------------------------------------------------------
@@ -468,8 +493,8 @@ ERRORS = {
     "NaN tolerance": ({"energy_rtol": float("nan")}, SizeError, "got nan"),
     "basis": ({"basis": "balanced"}, ValueError, "basis to be one of pod, got 'balanced'"),
     "fit": ({"fit": "least_squares"}, ValueError, "fit to be one of interpolation, got 'least_squares'"),
-    "selection": ({"selection": "omp"}, ValueError, "selection to be one of deim, qdeim, ei_greedy, got 'omp'"),
-    "unknown layer": ({"name": "od"}, UnknownLayerError, r"got 'od' \(did you mean 'ode'\?\): its ODE layers are 'ode'"),
+    "selection": ({"selection": "omp"}, ValueError, "to be one of deim, qdeim, ei_greedy, got 'omp'"),
+    "unknown layer": ({"name": "od"}, UnknownLayerError, r"got 'od' \(did you mean 'ode'\?\): its ODE layers"),
     "no ODE layer": ({"name": "head"}, UnknownLayerError, "expected an ODELayer as 'head', got a Linear"),
     "network itself": ({"name": ""}, UnknownLayerError, "expected an ODELayer as '', got a Sequential"),
     "index": ({"name": 1}, TypeError, r"name of its ODE layer as in network\.named_modules\(\), got 1"),
@@ -496,7 +521,7 @@ ERRORS = {
     "returned shape": (
         {"network": with_function(lambda y: y[:, :7])},
         SignatureError,
-        r"returned shape \(32, 7\) for a state of shape \(32, 10\): torchmor needs",
+        r"returned shape \(32, 7\) for a state of shape \(32, 10\): torchmor needs dy/dt",
     ),
     "returned dtype": ({"network": with_function(lambda y: y.float())}, SignatureError, "returned torch.float32"),
     "returned tuple": ({"network": with_function(lambda y: (y,))}, SignatureError, "returned a tuple"),
@@ -541,6 +566,13 @@ def test_diverging_reduction(settings):
     assert layer(y0).isfinite().all()
     with pytest.raises(NonFiniteError, match=r"unstable at these sizes; ask for a larger state_dim, or other points"):
         reduce_network(layer, "", y0, state_dim=2, points=1)
+
+
+def test_network_that_cannot_be_copied():
+    network = DENSE.network()
+    network.last = network(X)
+    with pytest.raises(UnsupportedOperationError, match=r"network that can be copied.*detach tensors that it keeps"):
+        reduced(network=network)
 
 
 def test_diverging_network():

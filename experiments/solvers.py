@@ -1,0 +1,46 @@
+"""Coarse solvers: the rivals of every reduction, and its companions."""
+
+from dataclasses import dataclass
+
+from torchmor.adapters.solve_request import SolvingLayer
+from torchmor.engine.tableaux import TABLEAUX
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A number of equal steps of a fixed-step method.
+
+    Parameters
+    ----------
+    method
+        Name in torchdiffeq.
+    count
+        Number of steps over the layer's whole time.
+    """
+
+    method: str
+    count: int
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the ODE function."""
+        return self.count * len(TABLEAUX[self.method].b)
+
+    def __str__(self):
+        name = {"euler": "Euler", "rk4": "RK4"}.get(self.method, self.method)
+        return f"{self.count} {name} step{'s' if self.count > 1 else ''}"
+
+
+#: The full network is always shown with these.
+COARSE = (Steps("euler", 1), Steps("euler", 2), Steps("euler", 4), Steps("midpoint", 1), Steps("rk4", 1))
+
+
+def set_solver(layer: SolvingLayer, steps: Steps) -> None:
+    """Let an ODE layer, full or reduced, take these steps instead of its own solver."""
+    layer.method = steps.method
+    layer.options = {"step_size": abs(layer.t[-1] - layer.t[0]) / steps.count}
+
+
+def solver_name(layer: SolvingLayer) -> str:
+    """Return an ODE layer's own solver in a few words; ``str(layer.settings)`` says all."""
+    return f"{layer.method} steps" if layer.method in TABLEAUX else layer.method
