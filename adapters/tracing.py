@@ -1,49 +1,37 @@
 """From an ODE function in torch to its stage chain.
 
-The function is traced, not pattern-matched: `make_fx` on the functionalised f gives a flat graph of aten operations,
-and each node is classified by how it depends on (y, u, t): constant, affine, or componentwise in affine values.
-Anything else is refused by name.
+The function is traced, not pattern-matched: each operation of its captured graph is classified by how it depends on
+(y, u, t): constant, affine, or componentwise in affine values. Anything else is refused by name.
 """
 
 from __future__ import annotations
 
-import copy
-import linecache
 import operator
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
-from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import scipy.sparse as sps
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.traceback import preserve_node_meta, set_stack_trace
-from torch.overrides import TorchFunctionMode
 
 from torchmor.adapters.affine_regions import AffineNode, RegionOperator
+from torchmor.adapters.capture import capture, frozen_copy
 from torchmor.adapters.operations import (
     AFFINE,
     ARITHMETIC,
     COMPONENTWISE,
     IDENTITY,
     REFUSED,
-    REWRITTEN,
     SHAPE_ONLY,
 )
 from torchmor.engine.affine import AffineMap
-from torchmor.engine.errors import SignatureError, TorchmorError, UnsupportedOperationError
+from torchmor.engine.errors import SignatureError, UnsupportedOperationError
 from torchmor.engine.expressions import PARAMETERS, Expression, apply_primitive
 from torchmor.engine.stages import Stage, StageChain
 
 #: Affine maps with at most this many entries become dense matrices at once; larger ones stay opaque.
 DENSE_ENTRIES = 2**20
 
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<string>", "<eval_with_key>")
 _OPERATORS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv}
 
 
@@ -71,7 +59,7 @@ def trace(f: Callable, y: torch.Tensor, u: torch.Tensor | None = None, t: float 
     SignatureError
         f returns another shape than the state's.
     """
-    f = _frozen_copy(f)
+    f = frozen_copy(f)
     time = torch.tensor(t, dtype=y.dtype, device=y.device)
     value = f(time, y.clone(), u)  # errors of its own come as they are
     if value.shape != y.shape:
@@ -80,109 +68,10 @@ def trace(f: Callable, y: torch.Tensor, u: torch.Tensor | None = None, t: float 
             "needs dy/dt in the shape of the state"
         )
     with torch.no_grad():
-        graph = _capture(f, time, y[:1].clone(), None if u is None else u[:1])
+        graph = capture(f, time, y[:1].clone(), None if u is None else u[:1])
         chain = _Classifier(graph, y.shape[1:], None if u is None else u.shape[1]).chain()
         _check(chain, f, y, u, t)
     return chain
-
-
-def _frozen_copy(f: Callable) -> Callable:
-    """Return a copy of a module, or of a method with its module, in eval mode; functions have no copy."""
-    try:
-        f = copy.deepcopy(f)
-    except RuntimeError as error:
-        raise UnsupportedOperationError(
-            f"expected an ODE function that can be copied, got one that cannot ({error}): detach tensors that it keeps "
-            "from earlier calls"
-        ) from error
-    for part in (f, getattr(f, "func", None)):
-        module = getattr(part, "__self__", part)
-        if isinstance(module, torch.nn.Module):
-            module.eval()
-    return f
-
-
-def _capture(f, t, y, u) -> torch.fx.GraphModule:
-    """Return the float64 graph of f for one sample, without views of mutated tensors."""
-    arguments = (t, y) if u is None else (t, y, u)
-    functionalized = torch.func.functionalize(lambda *a: f(*a, *((None,) if u is None else ())))
-    try:
-        # the second pass functionalises what composite operations (circular padding) mutate inside themselves,
-        # moves constants to float64 on the CPU, and rewrites
-        with preserve_node_meta():
-            with _Places():
-                graph = make_fx(functionalized)(*arguments)
-            _to_float64(graph)
-            arguments = tuple(a.detach().to("cpu", torch.float64) for a in arguments)
-            rerun = torch.func.functionalize(torch.fx.Interpreter(graph).run)
-            graph = make_fx(rerun, decomposition_table=REWRITTEN)(*arguments)
-    except TorchmorError:
-        raise
-    except Exception as error:  # f itself has just run
-        raise _untraceable(error) from error
-    graph.graph.eliminate_dead_code()
-    return graph
-
-
-class _Places(TorchFunctionMode):
-    """Notes for each operation where in the user's code it stands; the graph keeps it as the stack trace."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        frames = (frame for frame, _ in traceback.walk_stack(sys._getframe(1)))
-        set_stack_trace([_place(takewhile(lambda frame: frame.f_code.co_filename != __file__, frames))])
-        return func(*args, **(kwargs or {}))
-
-
-def _place(frames: Iterable[FrameType]) -> str:
-    """Return the innermost place outside of torch and torchmor, or the innermost module, or ""."""
-    module = ""
-    for frame in frames:  # from the inside
-        path = frame.f_code.co_filename
-        if not path.startswith(_LIBRARIES):
-            line = linecache.getline(path, frame.f_lineno).strip()
-            return f" at {path}:{frame.f_lineno}" + (f" ({line})" if line else "")
-        owner = frame.f_locals.get("self")
-        if not module and frame.f_code.co_name == "forward" and isinstance(owner, torch.nn.Module):
-            module = f" in {type(owner).__name__}"
-    return module
-
-
-def _untraceable(error: Exception) -> UnsupportedOperationError:
-    place = _place(frame for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))))
-    text = str(error) or type(error).__name__
-    if any(part in text for part in ("data-dependent", "value out of a tracing tensor", "tolist()")):
-        return UnsupportedOperationError(
-            "the ODE function branches on, or reads as a Python number, a value that depends on the state, the "
-            f"input or the time{place}; expected tensor operations only: use torch.where instead of if, and t "
-            "itself instead of t.item()"
-        )
-    if any(part in text for part in ("requires_grad", "require grad", "autograd")):
-        return UnsupportedOperationError(
-            f"the ODE function differentiates inside itself{place}; expected affine and componentwise operations "
-            "only: write the derivative out"
-        )
-    return UnsupportedOperationError(
-        f"the ODE function cannot be traced for one sample{place}: {text.splitlines()[0]}"
-    )
-
-
-def _to_float64(graph: torch.fx.GraphModule) -> None:
-    def cast(tensor):
-        return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else None)
-
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            value = getattr(graph, node.target)
-            if isinstance(value, torch.Tensor):
-                delattr(graph, node.target)
-                graph.register_buffer(node.target, cast(value))
-        kwargs = dict(node.kwargs)
-        if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
-            kwargs["dtype"] = torch.float64
-        if "device" in kwargs:
-            kwargs["device"] = torch.device("cpu")
-        node.kwargs = kwargs
-    graph.recompile()
 
 
 def _check(chain, f, y, u, t) -> None:

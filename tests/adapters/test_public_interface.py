@@ -77,7 +77,7 @@ def test_call_of_a_layer(name):
 
 
 def test_attributes_of_a_reduced_layer():
-    for name in ("explain", "rom", "fom", "bases", "singular_values"):
+    for name in ("explain", "rom", "fom", "bases", "singular_values", "points"):
         assert inspect.getdoc(getattr(adapters.ReducedODELayer, name))
 
 

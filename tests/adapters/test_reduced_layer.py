@@ -26,7 +26,7 @@ from torchmor.engine.errors import (
 
 networks = pytest.mark.parametrize("name", NETWORKS)
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")
-RECORD = ("fom", "bases", "singular_values")
+RECORD = ("fom", "bases", "singular_values", "points")
 
 
 def layer_of(name="dense", **settings) -> ReducedODELayer:
@@ -317,6 +317,7 @@ def test_record():
     assert layer.fom.solution_space.dim == 10 and layer.rom.solution_space.dim == 4
     assert {key: basis.shape for key, basis in layer.bases.items()} == {"state": (10, 4), "g1": (10, 5)}
     assert set(layer.singular_values) == {"state", "g1"}
+    assert list(layer.points) == ["g1"] and len(set(layer.points["g1"])) == 5 and max(layer.points["g1"]) < 10
     for basis in layer.bases.values():
         np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
     y0 = torch.randn(1, 10, **DOUBLE)
