@@ -10,6 +10,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch.utils._pytree import tree_leaves, tree_map
 
+from torchmor.adapters.arrays import to_batch, to_columns
 from torchmor.engine.affine import CHUNK_BYTES
 
 
@@ -120,26 +121,26 @@ class RegionOperator(LinearOperator):
         return torch.cat([known[id(node)].reshape(-1) for node in self._nodes])
 
     def _matmat(self, X):
-        X = torch.from_numpy(np.ascontiguousarray(X.T, dtype=np.float64))
+        X = to_batch(X)
         parts = [X.new_zeros((0, self.shape[0]))]
         with torch.no_grad():
             for rows in _chunks(X, self._chunk):
                 columns = rows.split([s.size for s in self._sources], dim=1)
                 values = [c.reshape(-1, *s.shape) for c, s in zip(columns, self._sources, strict=True)]
                 parts.append(torch.vmap(self._run)(*values) - self._offset)
-        return torch.cat(parts).numpy().T
+        return to_columns(torch.cat(parts))
 
     def _matvec(self, x):
         return self._matmat(np.reshape(x, (-1, 1)))[:, 0]
 
     def _rmatmat(self, X):
-        X = torch.from_numpy(np.ascontiguousarray(X.T, dtype=np.float64))
+        X = to_batch(X)
         _, pullback = torch.func.vjp(self._run, *self._zeros)
         parts = [X.new_zeros((0, self.shape[1]))]
         for rows in _chunks(X, self._chunk):
             gradients = torch.vmap(pullback)(rows)
             parts.append(torch.cat([g.reshape(len(rows), -1) for g in gradients], dim=1))
-        return torch.cat(parts).numpy().T
+        return to_columns(torch.cat(parts))
 
     def _rmatvec(self, x):
         return self._rmatmat(np.reshape(x, (-1, 1)))[:, 0]

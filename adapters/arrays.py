@@ -12,11 +12,17 @@ def to_columns(batch: torch.Tensor) -> np.ndarray:
     return batch.detach().flatten(1).to("cpu", torch.float64).numpy().T
 
 
-def to_batch(columns: np.ndarray, like: torch.Tensor, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-    """Return columns (n, batch) as a batch (batch, *shape), by default (batch, n), like `like`."""
+def to_batch(
+    columns: np.ndarray, like: torch.Tensor | None = None, shape: tuple[int, ...] | None = None
+) -> torch.Tensor:
+    """Return columns (n, batch) as a batch (batch, *shape), by default (batch, n).
+
+    Its dtype and device are those of `like`, by default float64 on the CPU.
+    """
     n, batch = columns.shape
-    rows = torch.from_numpy(np.ascontiguousarray(columns.T))
-    return rows.reshape(batch, *((n,) if shape is None else shape)).to(like.device, like.dtype)
+    rows = torch.from_numpy(np.ascontiguousarray(columns.T, dtype=np.float64))
+    rows = rows.reshape(batch, *((n,) if shape is None else shape))
+    return rows if like is None else rows.to(like.device, like.dtype)
 
 
 def to_tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:

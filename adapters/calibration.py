@@ -273,8 +273,11 @@ def call_network(network: nn.Module, batch: Batch) -> Any:
     except RuntimeError as error:
         tensors = [argument for argument in batch.arguments if isinstance(argument, Tensor)]
         explained = explain_mismatch(error, network, tensors, f"the arguments in {where}")
-        if explained is error:
-            raise
+        if explained is error and not isinstance(error, torch.OutOfMemoryError):
+            given = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in tensors)
+            explained = CalibrationError(
+                f"the network failed on {where} ({given}): {error}; expected arguments that it can be called with; {_LABELS}"
+            )
         raise explained from error
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from torchmor.adapters.arrays import to_batch, to_columns
 from torchmor.adapters.solve_request import SolveRequest
 from torchmor.engine.time_steppers import LayerTimeStepper
 
@@ -26,14 +27,14 @@ class TorchdiffeqTimeStepper(LayerTimeStepper):
         space = y.space
 
         def rhs(t, state, u):
-            return torch.from_numpy(f(float(t), space.from_numpy(state.numpy().T)).to_numpy().T)
+            return to_batch(f(float(t), space.from_numpy(to_columns(state))).to_numpy())
 
         # f evaluates the input itself; its kinks must stop the solver as they do in the layer
         request = SolveRequest(self.settings, self.times, None, _Kinks(kinks) if kinks else None)
         with torch.no_grad():
-            states = request.solve_with_torchdiffeq(rhs, torch.from_numpy(y.to_numpy().T.copy()))
+            states = request.solve_with_torchdiffeq(rhs, to_batch(y.to_numpy()))
         for state in states:
-            yield space.from_numpy(state.numpy().T)
+            yield space.from_numpy(to_columns(state))
 
 
 class _Kinks:

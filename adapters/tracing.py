@@ -15,6 +15,7 @@ import scipy.sparse as sps
 import torch
 
 from torchmor.adapters.affine_regions import AffineNode, RegionOperator
+from torchmor.adapters.arrays import to_columns
 from torchmor.adapters.capture import capture, frozen_copy
 from torchmor.adapters.operations import (
     AFFINE,
@@ -81,10 +82,9 @@ def _check(chain, f, y, u, t) -> None:
     batch = y[torch.arange(len(noise)) % len(y)] + (y.std() if y.numel() > 1 else 1.0) * 0.1 * noise
     inputs = None if u is None else u[torch.arange(len(noise)) % len(u)]
     expected = f(torch.tensor(t, dtype=y.dtype, device=y.device), batch.clone(), inputs)
-    columns = batch.reshape(len(batch), -1).to("cpu", torch.float64).numpy().T
     with np.errstate(all="ignore"):
-        value = chain(columns, None if u is None else inputs.to("cpu", torch.float64).numpy().T, t)
-        expected = expected.detach().reshape(len(batch), -1).to("cpu", torch.float64).numpy().T
+        value = chain(to_columns(batch), None if u is None else to_columns(inputs), t)
+        expected = to_columns(expected)
         same = (value == expected) | (np.isnan(value) & np.isnan(expected))  # infinities, and where f is undefined
         error = np.abs(np.where(same, 0.0, value - expected)).max()
     scale = np.abs(expected[np.isfinite(expected)]).max(initial=1.0)

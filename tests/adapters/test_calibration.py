@@ -244,7 +244,13 @@ def test_errors_of_the_network_pass_through():
     batch = next(iter(Calibration(X)))
     with pytest.raises(TypeError, match=r"unsupported operand|must be Tensor"):
         call_network(Failing(), batch)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+
+
+def test_wrong_shape_is_explained():
+    batch = next(iter(Calibration(X)))
+    with pytest.raises(
+        CalibrationError, match=r"the network failed on calibration batch 0 \(.*\): .*shapes cannot be multiplied"
+    ):
         call_network(nn.Linear(3, 3), batch)
 
 
