@@ -91,9 +91,7 @@ class RegionOperator(LinearOperator):
         self._sources = tuple(sources.values())
         self._nodes = tuple(nodes)
         self._order = _topological_order(nodes)
-        super().__init__(
-            np.dtype(np.float64), (sum(n.size for n in nodes), sum(s.size for s in sources.values()))
-        )
+        super().__init__(np.dtype(np.float64), (sum(n.size for n in nodes), sum(s.size for s in sources.values())))
         self._zeros = tuple(source.zeros() for source in self._sources)
         with torch.no_grad():
             self._offset = self._run(*self._zeros)

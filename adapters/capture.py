@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import linecache
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torchmor.adapters.operations import REWRITTEN
 from torchmor.engine.errors import TorchmorError, UnsupportedOperationError
 
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<string>", "<eval_with_key>")
+_LIBRARIES = (*(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__)), "<string>", "<eval_with_key>")
 
 
 def frozen_copy(f: Callable) -> Callable:
@@ -45,7 +46,7 @@ def capture(f, t, y, u) -> torch.fx.GraphModule:
     try:
         # the second pass functionalises what composite operations (circular padding) mutate inside themselves,
         # moves constants to float64 on the CPU, and rewrites
-        with preserve_node_meta():
+        with preserve_node_meta(), torch._dynamo.config.patch(error_on_nested_fx_trace=False):  # looks into compiled f
             with _Places():
                 graph = make_fx(functionalized)(*arguments)
             _to_float64(graph)
@@ -92,7 +93,7 @@ def _untraceable(error: Exception) -> UnsupportedOperationError:
             f"input or the time{place}; expected tensor operations only: use torch.where instead of if, and t "
             "itself instead of t.item()"
         )
-    if any(part in text for part in ("requires_grad", "require grad", "autograd")):
+    if any(part in text for part in ("requires_grad", "require grad")):
         return UnsupportedOperationError(
             f"the ODE function differentiates inside itself{place}; expected affine and componentwise operations "
             "only: write the derivative out"
@@ -102,6 +103,7 @@ def _untraceable(error: Exception) -> UnsupportedOperationError:
 
 def _to_float64(graph: torch.fx.GraphModule) -> None:
     def cast(tensor):
+        tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
         return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else None)
 
     for node in graph.graph.nodes:

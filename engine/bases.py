@@ -67,7 +67,9 @@ def pod(snapshots: np.ndarray, modes: int | None = None, energy_rtol: float | No
         The snapshots contain NaN or infinity.
     """
     if not np.all(np.isfinite(snapshots)):
-        raise NonFiniteError("expected finite snapshots, got NaN or infinity: clean the data, or use smaller time steps")
+        raise NonFiniteError(
+            "expected finite snapshots, got NaN or infinity: clean the data, or use smaller time steps"
+        )
     if modes is None:
         count = None
     else:

@@ -21,9 +21,7 @@ _ONE = (
     "sigmoid log_sigmoid relu leaky_relu elu celu selu gelu silu mish softplus softsign tanhshrink "
     "hardtanh hardsigmoid hardswish softshrink hardshrink threshold clamp logical_not"
 )
-_TWO = (
-    "add sub mul div pow atan2 hypot logaddexp maximum minimum prelu gt ge lt le eq ne logical_and logical_or"
-)
+_TWO = "add sub mul div pow atan2 hypot logaddexp maximum minimum prelu gt ge lt le eq ne logical_and logical_or"
 
 #: All primitives and their numbers of operands.
 PRIMITIVES: dict[str, int] = dict.fromkeys(_ONE.split(), 1) | dict.fromkeys(_TWO.split(), 2) | {"where": 3}
@@ -242,9 +240,7 @@ def _check(instruction: Instruction, slot: int):
     if function not in PRIMITIVES:
         raise ValueError(f"expected a primitive, got {function!r}; known are {', '.join(PRIMITIVES)}")
     if len(operands) != PRIMITIVES[function] or not any(isinstance(o, str) for o in operands):
-        raise ValueError(
-            f"expected {PRIMITIVES[function]} operands of {function}, not all constant, got {operands}"
-        )
+        raise ValueError(f"expected {PRIMITIVES[function]} operands of {function}, not all constant, got {operands}")
     for operand in operands:
         if isinstance(operand, str) and not (_SLOT.fullmatch(operand) and int(operand[1:]) < slot):
             raise ValueError(f"expected an operand of {function} in %0 … %{slot - 1}, got {operand!r}")
@@ -252,9 +248,7 @@ def _check(instruction: Instruction, slot: int):
         raise ValueError("expected min or max of clamp, got neither")
     for name, value in instruction.parameters:
         if name not in PARAMETERS.get(function, ()):
-            raise ValueError(
-                f"expected a parameter of {function}: {PARAMETERS.get(function, ())}, got {name!r}"
-            )
+            raise ValueError(f"expected a parameter of {function}: {PARAMETERS.get(function, ())}, got {name!r}")
         if value not in ("none", "tanh") if name == "approximate" else not isinstance(value, float):
             raise ValueError(f"expected a value of {function}'s parameter {name}, got {value!r}")
 

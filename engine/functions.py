@@ -231,9 +231,7 @@ def derivatives(expression: Expression, arguments: Sequence[np.ndarray]) -> list
     with np.errstate(all="ignore"):
         for instruction in expression.instructions:
             sources = [int(o[1:]) if isinstance(o, str) else None for o in instruction.operands]
-            operands = [
-                o if s is None else slots[s] for o, s in zip(instruction.operands, sources, strict=True)
-            ]
+            operands = [o if s is None else slots[s] for o, s in zip(instruction.operands, sources, strict=True)]
             parameters = dict(instruction.parameters)
             tangent: dict[int, np.ndarray] = {}
             partials = DERIVATIVES[instruction.function](*operands, **parameters)

@@ -71,9 +71,7 @@ class OdeFunctionOperator(Operator):
             output = AffineMap(("y",), (self.source.dim,), jacobian, np.zeros(self.range.dim))
             chain = StageChain(self.source.dim, 0, (), output)
             return OdeFunctionOperator(chain, solver=self._jacobian_solver, name=name)
-        return NumpyMatrixOperator(
-            jacobian @ np.eye(self.source.dim), solver=self._jacobian_solver, name=name
-        )
+        return NumpyMatrixOperator(jacobian @ np.eye(self.source.dim), solver=self._jacobian_solver, name=name)
 
     def restricted(self, dofs):
         """Restrict to some components, exactly.

@@ -192,7 +192,7 @@ def _reduced_state(y, state_dim, energy_rtol) -> tuple[int | None, PodBasis | No
     basis = pod(y, state_dim, energy_rtol)
     if basis.rank == 0:
         raise SizeError(
-            'expected calibration states that are not all zero, got nothing else: calibrate with data that moves the '
+            "expected calibration states that are not all zero, got nothing else: calibrate with data that moves the "
             'state, or state_dim="full"'
         )
     r = basis.energy_rank(energy_rtol) if state_dim is None else state_dim

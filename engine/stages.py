@@ -106,9 +106,7 @@ class StageChain:
         for name, affine in [*((s.name, s.argument) for s in self.stages), ("output", self.output)]:
             for source, size in zip(affine.sources, affine.sizes, strict=True):
                 if known.get(source) != size:
-                    raise ShapeError(
-                        f"'{name}' reads {size} entries of '{source}', which has {known.get(source)}"
-                    )
+                    raise ShapeError(f"'{name}' reads {size} entries of '{source}', which has {known.get(source)}")
             if name in known:
                 raise ShapeError(f"there are two stages named '{name}'")
             if name != "output":

@@ -43,9 +43,7 @@ TABLEAUX = {
     "euler": ButcherTableau(a=((),), b=(1.0,), c=(0.0,), order=1),
     "midpoint": ButcherTableau(a=((), (1 / 2,)), b=(0.0, 1.0), c=(0.0, 1 / 2), order=2),
     "heun2": ButcherTableau(a=((), (1.0,)), b=(1 / 2, 1 / 2), c=(0.0, 1.0), order=2),
-    "heun3": ButcherTableau(
-        a=((), (1 / 3,), (0.0, 2 / 3)), b=(1 / 4, 0.0, 3 / 4), c=(0.0, 1 / 3, 2 / 3), order=3
-    ),
+    "heun3": ButcherTableau(a=((), (1 / 3,), (0.0, 2 / 3)), b=(1 / 4, 0.0, 3 / 4), c=(0.0, 1 / 3, 2 / 3), order=3),
     "rk4": ButcherTableau(
         a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
         b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),

@@ -34,6 +34,7 @@ def demo(
         "torchmor-demo"
     ),
     seed: Annotated[int, Parameter(help="Seed of everything that is random.")] = 0,
+    threads: Annotated[int, Parameter(help="Threads of all computations; 1 gives the steadiest times.")] = 1,
     quick: Annotated[bool, Parameter(negative="", help="Seconds instead of minutes; the numbers mean little.")] = False,
 ) -> None:
     """Train a small convolutional Neural ODE on digits, reduce it, and compare.
@@ -43,8 +44,10 @@ def demo(
     network (reduced.safetensors). Needs no download.
     """
     from torchmor.experiments.demo import run_demo
+    from torchmor.experiments.surroundings import threads as limited_threads
 
-    run_demo(out, seed, quick=quick, console=_console())
+    with limited_threads(threads):
+        run_demo(out, seed, quick=quick, console=_console())
 
 
 @app.command

@@ -39,7 +39,7 @@ from torchmor.experiments.report import (
     write_rows,
 )
 from torchmor.experiments.solvers import Steps
-from torchmor.experiments.surroundings import surroundings
+from torchmor.experiments.surroundings import surroundings, threads_in_words
 from torchmor.experiments.table import print_table
 from torchmor.experiments.training import train
 from torchmor.experiments.verdict import verdict
@@ -74,7 +74,7 @@ class Scale:
 
 
 FULL = Scale(
-    epochs=30,
+    epochs=20,
     sizes=(*({"state_dim": r, "points": 2 * r} for r in (8, 16, 32, 64, 128)), {"energy_rtol": 0.05}),
     companions=(Steps("midpoint", 1), Steps("euler", 2)),
     most_accurate=2,
@@ -129,8 +129,8 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
     scale = QUICK if quick else FULL
     out.mkdir(parents=True, exist_ok=True)
     clock = _Clock(console)
-    command = f"torchmor demo --seed {seed}" + (" --quick" if quick else "")
-    console.print(f"[bold]{command}[/bold]: a convolutional Neural ODE on digits, {torch.get_num_threads()} threads")
+    command = f"torchmor demo --seed {seed} --threads {torch.get_num_threads()}" + (" --quick" if quick else "")
+    console.print(f"[bold]{command}[/bold]: a convolutional Neural ODE on digits, {threads_in_words()}")
 
     data = digits(seed)
     network = digits_network(seed)
@@ -203,8 +203,8 @@ def _settings(command: str, seed: int, quick: bool, data: DataSet, network: Conv
         "data": f"{data.name}; {len(data.train):,} to train and calibrate, {len(data.validation)} to validate, "
         f"{len(data.test)} to test",
         "ODE layer": f"y' = tanh(K * y + b) on 16 x 8 x 8; {network.ode.settings}",
-        "training": f"AdamW, {scale.epochs} epochs, batches of 64, weight decay 1, one cycle of the learning rate up to "
-        f"0.01, the ODE layer with {TRAINING_SOLVER}",
+        "training": f"AdamW, {scale.epochs} epochs, batches of 64, weight decay 1, label smoothing 0.1, one cycle "
+        f"of the learning rate up to 0.01, the ODE layer with {TRAINING_SOLVER}",
         "reduction": "basis pod, selection deim, fit interpolation",
     }
 
@@ -213,23 +213,25 @@ def _story(data: DataSet, rows: list[Row], best: Candidate, loss: float) -> list
     full = rows[0]
     return [
         Paragraph(
-            f"A small network was trained on {len(data.train):,} images of {data.name}. A convolution makes 16 channels "
-            f"of an image, the ODE layer moves these {full.state:,} numbers from t = 0 to t = 1 by y' = tanh(K ∗ y + b) "
-            "with another convolution K, and a linear map reads the class off the result. While training, the ODE layer "
-            f"took {TRAINING_SOLVER}, since its adaptive solver would make training three times as long (last loss: "
-            f"{loss:.2g}). From then on the reference is the network with its own solver, {full.solver} with tolerance "
-            f"0.001, which evaluates the ODE function {full.evaluations} times in a forward pass."
+            f"A small network was trained on {len(data.train):,} images of {data.name}. A convolution with ReLU makes "
+            f"16 channels of an image, the ODE layer moves these {full.state:,} numbers from t = 0 to t = 1 by "
+            "y' = tanh(K ∗ y + b) with another convolution K, and a linear map reads the class off the result. While "
+            f"training, the ODE layer took {TRAINING_SOLVER}, since its adaptive solver would make training three "
+            f"times as long (last loss: {loss:.2g}). From then on the reference is the network with its own solver, "
+            f"{full.solver} with tolerance 0.001, which evaluates the ODE function {full.evaluations} times in a "
+            "forward pass."
         ),
         Paragraph(
             "The trained network was then reduced, without training it again, by the classic method: the state is "
-            "projected onto the directions in which it varies most along trajectories of the training images (POD), and "
-            "tanh is evaluated at a few points only, from which the rest is interpolated (DEIM). In the pictures r is "
-            "the size of the reduced state, and m the number of points."
+            "projected onto the directions in which it varies most along trajectories of the training images (POD), "
+            "and tanh is evaluated at a few points only, from which the rest is interpolated (DEIM). In the pictures r "
+            "is the size of the reduced state, and m the number of points."
         ),
         Paragraph(
             "Nothing was chosen on test data. Validation data decide which reduced layers are also shown with coarse "
             "solvers, which one is marked, and which solver of the full layer is the one to beat: the fastest within "
-            f"{ADEQUATE_POINTS} points of the full network. All this is one network on one small data set with one seed."
+            f"{ADEQUATE_POINTS} points of the full network. All this is one network on one small data set with one "
+            "seed."
         ),
     ]
 
@@ -252,8 +254,8 @@ def _pictures(
         "How much state and nonlinearity vary": [
             Picture(
                 singular_values(layer.singular_values, sizes),
-                "Singular values of the snapshots of the state and of tanh (stage g1). The faster they fall, the smaller "
-                "a layer can be: what lies right of a dot is left out at that size.",
+                "Singular values of the snapshots of the state and of tanh (stage g1). The faster they fall, the "
+                "smaller a layer can be: what lies right of a dot is left out at that size.",
             )
         ],
         "Where tanh is evaluated": [

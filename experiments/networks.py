@@ -7,7 +7,7 @@ from torchmor.adapters import ODELayer
 
 
 class ConvolutionalOde(nn.Module):
-    """Classifies images by a convolution, an ODE layer ``y' = tanh(K ∗ y + b)`` on its result, and a linear map.
+    """Classifies images by a convolution with ReLU, an ODE layer ``y' = tanh(K ∗ y + b)``, and a linear map.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ class ConvolutionalOde(nn.Module):
     def __init__(self, shape: tuple[int, int, int] = (1, 8, 8), channels: int = 16, classes: int = 10):
         super().__init__()
         inputs, height, width = shape
-        self.stem = nn.Conv2d(inputs, channels, kernel_size=3, padding=1)
+        self.stem = nn.Sequential(nn.Conv2d(inputs, channels, kernel_size=3, padding=1), nn.ReLU())
         self.ode = ODELayer(
             nn.Sequential(nn.Conv2d(channels, channels, kernel_size=3, padding=1), nn.Tanh()),
             t=(0.0, 1.0),

@@ -1,7 +1,9 @@
-"""Where a measurement was made: versions, processor, threads."""
+"""Where a measurement is made: versions, processor, threads."""
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 
 import torch
@@ -15,6 +17,26 @@ def surroundings() -> dict[str, str | int]:
     found |= {package: metadata.version(package) for package in _PACKAGES}
     found |= {"system": f"{platform.system()} {platform.machine()}", "processor": _processor()}
     return found | {"cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch and the linear algebra of NumPy and SciPy use this many threads, while the context lasts."""
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    with threadpool_limits(count):
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def threads_in_words(count: int | None = None) -> str:
+    """Return a number of threads in words; by default, that of torch."""
+    count = torch.get_num_threads() if count is None else count
+    return f"{count} thread{'' if count == 1 else 's'}"
 
 
 def _processor() -> str:

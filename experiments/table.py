@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torchmor.experiments.comparison import BATCHES, Row, best_reduced, cheapest_full, layer_wall_s
+from torchmor.experiments.surroundings import threads_in_words
 
 
 def header(rows: Sequence[Row]) -> list[str]:
@@ -32,10 +33,10 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
 def notes(rows: Sequence[Row]) -> list[str]:
     """Return what a reader of the table has to know."""
     timing = rows[0].layer[max(BATCHES)]
-    threads = f"{timing.threads} thread{'s' if timing.threads > 1 else ''}"
     return [
         f"accuracy: on test data; {' and '.join(f'×{batch}' for batch in BATCHES[::-1])}: at these batch sizes",
-        f"layer: the ODE layer, encoding and decoding included; median of {timing.repeats} interleaved calls, {threads}",
+        f"layer: the ODE layer with its encoding and decoding; median of {timing.repeats} interleaved calls, "
+        + threads_in_words(timing.threads),
         "gain: how many times as fast as the full layer with that solver; below 1 means slower",
     ]
 

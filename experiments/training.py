@@ -31,6 +31,7 @@ def train(
     batch_size: int = 64,
     learning_rate: float = 1e-2,
     weight_decay: float = 1.0,
+    label_smoothing: float = 0.1,
     solver: Steps | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -47,6 +48,8 @@ def train(
         Its training part is used; the validation part is measured after each epoch.
     learning_rate
         Largest rate of the cycle.
+    weight_decay, label_smoothing
+        What keeps the network from learning the training images by heart.
     solver
         Steps that all ODE layers take while training; None for their own solver. The layers keep their settings.
     seed
@@ -70,7 +73,7 @@ def train(
             network.train()
             total = 0.0
             for batch in torch.randperm(len(labels), generator=order).split(batch_size):
-                loss = F.cross_entropy(network(images[batch]), labels[batch])
+                loss = F.cross_entropy(network(images[batch]), labels[batch], label_smoothing=label_smoothing)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()

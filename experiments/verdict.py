@@ -33,19 +33,20 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         ]
     else:
         lines = [
-            f"The full network has {full.accuracy:.1f} % with its own solver, {full.solver}, and {rival.accuracy:.1f} % "
-            f"with {rival.solver}, {_gain(full, rival, max(BATCHES))} times as fast: this is the one to beat."
+            f"The full network has {full.accuracy:.1f} % with its own solver, {full.solver}, and "
+            f"{rival.accuracy:.1f} % with {rival.solver}, {_gain(full, rival, max(BATCHES))} times as fast: this is "
+            "the one to beat."
         ]
     if adequate(ours, full):
         lines.append(f"The fastest reduced layer that is good enough on validation data has {_words(ours, full)}.")
     else:
         lines.append(
-            f"No reduced layer stays within {ADEQUATE_POINTS} points of the full network on validation data. The best one "
-            f"there has {_words(ours, full)}."
+            f"No reduced layer stays within {ADEQUATE_POINTS} points of the full network on validation data. The best "
+            f"one there has {_words(ours, full)}."
         )
     lines += [_speed(ours, full, rival, batch) for batch in sorted(BATCHES, reverse=True)]
     lines += [
-        f"With the ODE layer skipped altogether {row.accuracy:.1f} % are left: a reduced layer below that is worse than none."
+        f"With the ODE layer skipped {row.accuracy:.1f} % are left: a reduced layer below that is worse than none."
         for row in rows
         if row.kind == "skipped"
     ]

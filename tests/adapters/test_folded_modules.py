@@ -38,10 +38,9 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from operator_catalogue import CUBE, OPERATORS, array, gated, matrix, vectors
-from torchmor.adapters import ODELayer, full_order_model, reduce_network
-from torchmor.adapters.recurrences import LinearRecurrence, NonlinearRecurrence
-from torchmor.adapters import folded_modules
+from torchmor.adapters import ODELayer, folded_modules, full_order_model, reduce_network
 from torchmor.adapters.folded_modules import to_module
+from torchmor.adapters.recurrences import LinearRecurrence, NonlinearRecurrence
 from torchmor.engine.errors import ParameterError, ShapeError, SizeError, UnsupportedOperationError
 from torchmor.engine.folding import fold_operator
 from torchmor.engine.models import OdeLayerModel

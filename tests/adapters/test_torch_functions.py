@@ -21,18 +21,14 @@ VARIANTS = {
     "threshold": [{"threshold": 0.5, "value": -2.0}],
     "clamp": [{"min": -0.5}, {"max": 1.0}, {"min": -0.5, "max": 1.0}, {"min": 1.0, "max": -0.5}],
 }
-CASES = [(name, {}) for name in PRIMITIVES if name != "clamp"] + [
-    (n, p) for n, ps in VARIANTS.items() for p in ps
-]
+CASES = [(name, {}) for name in PRIMITIVES if name != "clamp"] + [(n, p) for n, ps in VARIANTS.items() for p in ps]
 every_case = pytest.mark.parametrize(
     ("name", "parameters"), CASES, ids=[" ".join([n, *(f"{k}={v}" for k, v in p.items())]) for n, p in CASES]
 )
 
 # Kinks, their neighbourhoods, the far ends, and ordinary numbers.
 KINKS = np.array([0.0, 0.5, 1.0, 3.0, 6.0, 20.0])
-POINTS = np.concatenate(
-    [s * (KINKS + d) for s in (1, -1) for d in (0, 1e-8, -1e-8)] + [[50.0, -50, 700, -700]]
-)
+POINTS = np.concatenate([s * (KINKS + d) for s in (1, -1) for d in (0, 1e-8, -1e-8)] + [[50.0, -50, 700, -700]])
 POINTS = np.concatenate([POINTS, np.random.default_rng(0).normal(size=300) * 3])
 OF_TRUTH = {
     "logical_and": 2,
@@ -65,9 +61,7 @@ def gradients(value, inputs):
 
 def test_table_covers_the_primitives():
     assert set(TORCH_FUNCTIONS) == set(PRIMITIVES)
-    assert {n: {k for p in ps for k in p} for n, ps in VARIANTS.items()} == {
-        n: set(p) for n, p in PARAMETERS.items()
-    }
+    assert {n: {k for p in ps for k in p} for n, ps in VARIANTS.items()} == {n: set(p) for n, p in PARAMETERS.items()}
 
 
 @every_case
@@ -79,9 +73,7 @@ def test_values_agree(name, parameters):
     # torch's 1 + erf and x - tanh(x) cancel; the tail of erfc at x is as sensitive as 2 x²
     cancels = {"gelu": abs(POINTS), "tanhshrink": 1.0, "erfc": 1.0}.get(name, 0.0)
     with np.errstate(invalid="ignore"):
-        wrong = ~(
-            abs(ours ^ theirs if ours.dtype == bool else ours - theirs) <= 1e-14 * (abs(theirs) + cancels)
-        )
+        wrong = ~(abs(ours ^ theirs if ours.dtype == bool else ours - theirs) <= 1e-14 * (abs(theirs) + cancels))
     wrong &= ~((ours == theirs) | (np.isnan(ours) & np.isnan(theirs)))
     assert not wrong.any(), [x[wrong] for x in (*a, ours, theirs)]
 
@@ -167,9 +159,7 @@ def test_no_module_of_torch_is_forgotten():
 
 def test_a_gated_linear_unit_is_an_expression_of_two_arguments():
     a, b = torch.randn(2, 5, 3, dtype=torch.float64)
-    gate = apply_primitive(
-        "mul", [Expression.argument(0, 2), Expression.of("sigmoid").with_arguments([1], 2)]
-    )
+    gate = apply_primitive("mul", [Expression.argument(0, 2), Expression.of("sigmoid").with_arguments([1], 2)])
     torch.testing.assert_close(gate.evaluate(TORCH_FUNCTIONS, [a, b]), nn.GLU()(torch.cat([a, b], 1)))
 
 
@@ -249,9 +239,7 @@ class Everything(nn.Module):
             for operands in ([[a]] if PRIMITIVES[name] == 1 else [[a, b], [a, 0.5], [0.5, b]])
         ]
         self.expressions.append(
-            apply_primitive(
-                "where", [apply_primitive("logical_not", [apply_primitive("gt", [a, b])]), a, 0.5]
-            )
+            apply_primitive("where", [apply_primitive("logical_not", [apply_primitive("gt", [a, b])]), a, 0.5])
         )
 
     def forward(self, a, b):

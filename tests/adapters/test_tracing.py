@@ -322,6 +322,20 @@ def test_function_in_training_mode_is_traced_in_eval_mode():
     np.testing.assert_allclose(chain(y.flatten(1).numpy().T), traced("batch normalisation")(y.flatten(1).numpy().T))
 
 
+def test_compiled_function():
+    entry = FUNCTIONS["residual"]
+    chain = trace(OdeFunction(torch.compile(entry.function(), backend="eager")), entry.example()[0])
+    y, _ = entry.columns(3)
+    np.testing.assert_allclose(chain(y), entry.values(y), rtol=1e-12, atol=1e-13)
+
+
+def test_sparse_weights():
+    weights = torch.eye(6, dtype=torch.float64).roll(1, 0).to_sparse()
+    chain = traced_function(lambda t, y: torch.tanh((weights @ y.T).T))
+    y = state(3, 6)
+    np.testing.assert_allclose(chain(y.numpy().T), torch.tanh(y.roll(1, 1)).numpy().T, rtol=1e-12)
+
+
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -477,6 +491,19 @@ def test_state_changed_in_place():
 def test_derivatives_inside():
     with pytest.raises(UnsupportedOperationError, match=f"differentiates inside itself at .*{HERE}"):
         traced_function(hamiltonian)
+
+
+class Cube(torch.autograd.Function):
+    """With a derivative of its own, in the old way."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y**3
+
+
+def test_functions_of_autograd():
+    with pytest.raises(UnsupportedOperationError, match=rf"traced .* at .*{HERE}.*override the setup_context"):
+        traced_function(lambda t, y: Cube.apply(y))
 
 
 def test_function_that_cannot_be_copied():

@@ -12,16 +12,12 @@ UNTELLING = {"utils", "util", "helpers", "helper", "core", "misc", "common", "ba
 
 
 # As from a user's shell: `make test` would hand its own settings down.
-SHELL = {
-    name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
-}
+SHELL = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
 
 
 def make(*arguments: str, folder=ROOT) -> str:
     """Run make in a folder; return what it prints, or raise with what went wrong."""
-    done = subprocess.run(
-        ["make", *arguments], cwd=folder, env=SHELL, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["make", *arguments], cwd=folder, env=SHELL, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout

@@ -78,6 +78,7 @@ def test_rank_rule_counts_what_was_not_computed():
     """Of the spectrum (4, 3, 2, 1) only two values were computed."""
     basis = PodBasis(np.eye(4)[:, :2], SPECTRUM[:2], 30.0)
     assert basis.energy_rank(np.sqrt(14 / 30) + 1e-12) == 1
+    assert basis.energy_rank(np.sqrt(10 / 30)) == 2  # 9 of the tail of 14 were computed
     assert basis.energy_rank(np.sqrt(5 / 30) + 1e-12) == 2
     assert basis.dropped_energy(2) == pytest.approx(5 / 30)
 

@@ -97,12 +97,8 @@ def test_substitute_composes(outer, first, second):
 @given(expression=expressions(2))
 def test_with_arguments_renumbers(expression):
     a = points(4)
-    np.testing.assert_array_equal(
-        values(expression.with_arguments([3, 1], 4), *a), values(expression, a[3], a[1])
-    )
-    np.testing.assert_array_equal(
-        values(expression.with_arguments([2, 2], 4), *a), values(expression, a[2], a[2])
-    )
+    np.testing.assert_array_equal(values(expression.with_arguments([3, 1], 4), *a), values(expression, a[3], a[1]))
+    np.testing.assert_array_equal(values(expression.with_arguments([2, 2], 4), *a), values(expression, a[2], a[2]))
 
 
 @given(expression=expressions())
@@ -134,9 +130,7 @@ def test_zeros_of_either_sign_are_not_shared():
 
 
 def test_identities_leave_no_trace():
-    assert apply_primitive("tanh", [Expression.argument(0, 3)]).instructions == (
-        Instruction("tanh", ("%0",)),
-    )
+    assert apply_primitive("tanh", [Expression.argument(0, 3)]).instructions == (Instruction("tanh", ("%0",)),)
     assert apply_primitive("identity", [apply_primitive("tanh", [B])]) == apply_primitive("tanh", [B])
 
 
@@ -292,9 +286,7 @@ def infix(name, *operands, **parameters):
 )
 def test_text(expression, text):
     assert expression.text(["a", "b"]) == text
-    assert expression.text(["x1", "g"]) == "".join(
-        {"a": "x1", "b": "g"}.get(w, w) for w in re.split(r"\b", text)
-    )
+    assert expression.text(["x1", "g"]) == "".join({"a": "x1", "b": "g"}.get(w, w) for w in re.split(r"\b", text))
 
 
 @given(expression=expressions())

@@ -21,9 +21,7 @@ VARIANTS = {
     "threshold": [{"threshold": 0.1, "value": -2.0}],
     "clamp": [{"min": -0.3}, {"max": 0.6}, {"min": -0.3, "max": 0.6}],
 }
-CASES = [(name, {}) for name in PRIMITIVES if name != "clamp"] + [
-    (n, p) for n, ps in VARIANTS.items() for p in ps
-]
+CASES = [(name, {}) for name in PRIMITIVES if name != "clamp"] + [(n, p) for n, ps in VARIANTS.items() for p in ps]
 ids = pytest.mark.parametrize(
     ("name", "parameters"), CASES, ids=[" ".join([n, *(f"{k}={v}" for k, v in p.items())]) for n, p in CASES]
 )
@@ -63,9 +61,7 @@ def test_operands_and_parameters_are_those_of_the_registry(name, parameters):
 
 
 def test_every_parameter_is_tried():
-    assert {n: {k for p in ps for k in p} for n, ps in VARIANTS.items()} == {
-        n: set(p) for n, p in PARAMETERS.items()
-    }
+    assert {n: {k for p in ps for k in p} for n, ps in VARIANTS.items()} == {n: set(p) for n, p in PARAMETERS.items()}
 
 
 @ids
@@ -154,9 +150,7 @@ def test_accurate_in_the_tails(name, x, value, derivative):
 def test_derivatives_of_a_composition():
     a, b = Expression.argument(0, 3), Expression.argument(1, 3)
     gate = apply_primitive("sigmoid", [b])
-    expression = apply_primitive(
-        "mul", [apply_primitive("mul", [a, gate]), apply_primitive("sub", [2.0, gate])]
-    )
+    expression = apply_primitive("mul", [apply_primitive("mul", [a, gate]), apply_primitive("sub", [2.0, gate])])
     x, y, z = np.random.default_rng(0).normal(size=(3, 20))
     s = 1 / (1 + np.exp(-y))
     by_a, by_b, by_c = derivatives(expression, [x, y, z])
@@ -174,9 +168,7 @@ def test_derivatives_of_a_projection(expression):
     ]
 
 
-@pytest.mark.parametrize(
-    "shapes", [((3, 4), (3, 4)), ((3, 1), (1, 4)), ((), (5,)), ((0, 2), (0, 2)), ((), ())]
-)
+@pytest.mark.parametrize("shapes", [((3, 4), (3, 4)), ((3, 1), (1, 4)), ((), (5,)), ((0, 2), (0, 2)), ((), ())])
 def test_shapes_broadcast(shapes):
     arguments = [np.full(shape, 2.0) for shape in shapes]
     expression = Expression.of("pow")

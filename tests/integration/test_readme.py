@@ -4,8 +4,8 @@ import re
 
 import pytest
 import torch
-from repository import ROOT
 
+from repository import ROOT
 from torchmor.adapters.operations import support_table
 
 README = (ROOT / "README.md").read_text()
