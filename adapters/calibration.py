@@ -276,7 +276,8 @@ def call_network(network: nn.Module, batch: Batch) -> Any:
         if explained is error and not isinstance(error, torch.OutOfMemoryError):
             given = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in tensors)
             explained = CalibrationError(
-                f"the network failed on {where} ({given}): {error}; expected arguments that it can be called with; {_LABELS}"
+                f"the network failed on {where} ({given}): {error}; expected arguments that it can be called with; "
+                f"{_LABELS}"
             )
         raise explained from error
 
