@@ -149,6 +149,12 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
 
     best = candidates[rows.index(best_reduced(rows))]
     findings = verdict(rows)
+    before, after = best.network.ode.explain().operations
+    if after > before:
+        findings.append(
+            f"One evaluation of this reduced ODE function takes {after:,} multiply-adds, more than the {before:,} of "
+            "the full one: a convolution is cheap for its size, its reduction is a dense matrix product."
+        )
     findings += [f"Left out, because the reduced ODE is unstable: {failure}." for failure in failures]
     settings = _settings(command, seed, quick, data, network) | surroundings()
     report, raw, saved = (out / name for name in ("report.html", "rows.jsonl", "reduced.safetensors"))
@@ -158,7 +164,7 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
     pictures = _pictures(data, network, rows, best, reduced)
     sections = {"": [Points(findings)], "What was done": story, "The table": [Comparison(rows)], **pictures}
     sections["What the reduction says of itself"] = [
-        Paragraph(f"The explanation of the marked layer, {_words(best)}:"),
+        Paragraph(f"The explanation of the marked layer, {_words(best)}. It was reduced with its own solver."),
         Listing(str(best.network.ode.explain())),
     ]
     walls = {f"{part} in": f"{wall:.1f} s" for part, wall in clock.wall_s.items()}
@@ -248,7 +254,7 @@ def _pictures(
             Picture(
                 accuracy_against_time(rows),
                 "Up and to the left is better. A reduction is worth its while only where it lies left of the full "
-                "layer's coarse solvers at the same height.",
+                "layer's coarse solvers at the same height. r: reduced state, m: points.",
             )
         ],
         "How much state and nonlinearity vary": [
@@ -268,7 +274,7 @@ def _pictures(
             Picture(
                 trajectories(*curves),
                 "The six components of the state that move most, for the first validation image: the full layer, and "
-                f"the one {_words(best)}.",
+                f"the marked one (r {best.state}, m {best.points[0]}), both solved by {network.ode.method} here.",
             )
         ],
     }
@@ -288,8 +294,10 @@ def _curves(full: SolvingLayer, reduced: SolvingLayer, state: Tensor, count: int
         with torch.no_grad():
             states.append(layer(state, t=t)[:, 0].flatten(1).numpy())
         layer.settings = own
-    components = np.argsort(-np.ptp(states[0], axis=0), kind="stable")[:count]
-    return t.numpy(), *states, components
+    moving = np.argsort(-np.ptp(states[0], axis=0), kind="stable")[:count]
+    places = zip(*np.unravel_index(moving, state.shape[1:]), strict=True)
+    words = (f"channel {channel}, pixel ({row}, {column})" for channel, row, column in places)
+    return t.numpy(), *states, dict(zip(words, map(int, moving), strict=True))
 
 
 class _Clock:

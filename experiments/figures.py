@@ -18,9 +18,11 @@ from torchmor.experiments.label_placement import place_labels
 _KINDS = {
     ("full", True): ("#222222", "s", "full, own solver"),
     ("full", False): ("#8a8a8a", "D", "full, coarse solver"),
-    ("reduced", True): ("#d95f02", "o", "reduced, own solver"),
-    ("reduced", False): ("#1b6ca8", "^", "reduced, coarse solver"),
+    ("reduced", True): ("#d95f02", "o", "reduced to r/m, own solver"),
+    ("reduced", False): ("#1b6ca8", "^", "reduced to r/m, coarse solver"),
 }
+
+_ACCURACIES = (0, 20, 40, 60, 70, 80, 85, 90, 93, 95, 96, 97, 98, 98.5, 99, 99.5, 99.8)
 
 
 def accuracy_against_time(rows: Sequence[Row], batch: int = max(BATCHES)) -> bytes:
@@ -37,8 +39,13 @@ def accuracy_against_time(rows: Sequence[Row], batch: int = max(BATCHES)) -> byt
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel(f"time of the ODE layer at batch {batch}, ms (logarithmic)")
-    axes.set_ylabel("accuracy on test data, %")
+    axes.set_ylabel("accuracy on test data, % (logarithm of the error)")
     axes.margins(0.14, 0.14)
+    # good networks differ little: equal ratios of errors get equal room
+    axes.set_yscale("function", functions=(_logarithm_of_error, lambda value: 100 - 10**-value))
+    low, high = axes.get_ylim()
+    axes.set_yticks([accuracy for accuracy in _ACCURACIES if low <= accuracy <= high])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(alpha=0.25, which="both")
     axes.legend(loc="lower right", framealpha=0.95)
     place_labels(
@@ -122,7 +129,7 @@ def interpolation_points(points: np.ndarray, shape: tuple[int, int, int], backgr
     return _png(figure)
 
 
-def trajectories(t: np.ndarray, full: np.ndarray, reduced: np.ndarray, components: Sequence[int]) -> bytes:
+def trajectories(t: np.ndarray, full: np.ndarray, reduced: np.ndarray, components: Mapping[str, int]) -> bytes:
     """Draw some components of the state in time, of the full and of the reduced layer.
 
     Parameters
@@ -132,13 +139,13 @@ def trajectories(t: np.ndarray, full: np.ndarray, reduced: np.ndarray, component
     full, reduced
         States (k, n).
     components
-        Which to draw.
+        Which to draw: what each is called → its index.
     """
     figure, axes = _figure(9.5, 4.6)
     colours = ("#222222", "#d95f02", "#1b6ca8", "#5a9e3c", "#8a4fae", "#a8791b")
-    for i, component in enumerate(components):
+    for i, (words, component) in enumerate(components.items()):
         colour = colours[i % len(colours)]
-        axes.plot(t, full[:, component], color=colour, linewidth=1.8, label=f"component {component}")
+        axes.plot(t, full[:, component], color=colour, linewidth=1.8, label=words)
         axes.plot(t, reduced[:, component], color=colour, linewidth=1.8, linestyle="--")
     axes.plot([], [], color="#555555", label="full")
     axes.plot([], [], color="#555555", linestyle="--", label="reduced")
@@ -147,6 +154,10 @@ def trajectories(t: np.ndarray, full: np.ndarray, reduced: np.ndarray, component
     axes.grid(alpha=0.25)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _png(figure)
+
+
+def _logarithm_of_error(accuracy):
+    return -np.log10(np.maximum(100 - np.asarray(accuracy, dtype=float), 0.1))
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -168,5 +179,5 @@ def _part(name: str) -> str:
 def _short(row: Row) -> str:
     if row.kind == "full":
         return row.solver.split(",")[0]
-    sizes = f"r {row.state}, m {'+'.join(map(str, row.points))}"
+    sizes = f"{row.state}/{'+'.join(map(str, row.points))}"
     return sizes if row.own_solver else f"{sizes}, {row.solver}"

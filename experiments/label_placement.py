@@ -5,11 +5,12 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.path import Path
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-_RADII = (9, 16, 26, 38, 52, 70, 90)  # in typographic points
-_ANGLES = range(0, 360, 30)
+_RADII = (9, 13, 18, 24, 31, 39, 48, 58, 70, 85)  # in typographic points
+_ANGLES = range(0, 360, 15)
 
 
 def place_labels(
@@ -39,24 +40,34 @@ def place_labels(
     taken = [axes.get_legend().get_window_extent()] if axes.get_legend() else []
     inside = axes.get_window_extent()
     boxes: dict[int, Bbox] = {}
+    lines: list[Path] = []
     for i in sorted(range(len(at)), key=lambda i: (-at[i][1], at[i][0])):
         best = None
         for radius, angle in itertools.product(_RADII, _ANGLES):
             label = _annotate(axes, at[i], texts[i], colours[i], radius, angle)
             box = label.get_window_extent().padded(2 * pixel)
             label.remove()
-            hidden = sum(box.padded(3 * pixel).contains(*point) for point in pixels)
-            overlaps = sum(box.overlaps(other) for other in taken)
+            wide = box.padded(3 * pixel)
+            hides = sum(box.overlaps(other) for other in taken) + sum(wide.contains(*point) for point in pixels)
+            line = Path([pixels[i], _nearest(box, pixels[i])])
+            crosses = sum(line.intersects_bbox(other, filled=False) for other in taken)
+            crosses += sum(other.intersects_bbox(box, filled=False) for other in lines)
             outside = not (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1))
-            cost = hidden + overlaps + 2 * outside
+            cost = 100 * outside + 10 * hides + crosses
             if best is None or cost < best[0]:
-                best = cost, radius, angle, box
+                best = cost, radius, angle, box, line
             if cost == 0:
                 break
-        _, radius, angle, boxes[i] = best
+        _, radius, angle, boxes[i], line = best
+        lines.append(line)
         _annotate(axes, at[i], texts[i], colours[i], radius, angle, line=radius > _RADII[0])
         taken.append(boxes[i])
     return [boxes[i] for i in range(len(at))]
+
+
+def _nearest(box: Bbox, point) -> tuple[float, float]:
+    """Return the point of a box that is nearest to a point outside."""
+    return min(max(point[0], box.x0), box.x1), min(max(point[1], box.y0), box.y1)
 
 
 def _annotate(axes, point, text, colour, radius, angle, line=False) -> Annotation:
