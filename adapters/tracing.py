@@ -199,8 +199,6 @@ class _Classifier:
             raise self._unsupported(node, "it rounds")
         if name == "rsub":
             name, a, b = "sub", b, a
-            if alpha != 1:
-                raise self._unsupported(node, "it has a factor alpha")
         if name in ("add", "sub"):
             return self._sum(a, self._scaled(b, alpha) if alpha != 1 else b, name)
         if _depends(b) and (name == "div" or _depends(a)):

@@ -1,122 +1,189 @@
 """Speed and memory on this machine: ``make bench``, or ``python -m torchmor.experiments.benchmark``.
 
-Networks here have random weights: for times the sizes count, not what was learned.
+Networks here have random weights and random states: for times the sizes count, not what was learned. What a reduction
+does to accuracy is shown by `torchmor demo`.
 """
 
 import copy
 import json
+import multiprocessing
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import cyclopts
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from torchmor.adapters import ODELayer, full_order_model, reduce_network
 from torchmor.adapters.atomic import atomic_path
 from torchmor.engine.bases import pod
+from torchmor.experiments.progress import progress
+from torchmor.experiments.solvers import COARSE, Steps, set_solver
 from torchmor.experiments.surroundings import surroundings, threads
+from torchmor.experiments.table import milliseconds, ratio
 from torchmor.experiments.timing import compare_times
 
 BATCHES = (1, 32, 256)
-SOLVERS = {
-    "dopri5": {"method": "dopri5"},
-    "1 midpoint step": {"method": "midpoint"},
-    "2 Euler steps": {"method": "euler", "options": {"step_size": 0.5}},
-}
+THREADS = (1, 2)
+STATE = (16, 14, 14)
 SIZES = ((16, 32), (64, 128))
+REDUCED_WITH = (Steps("midpoint", 1), Steps("euler", 2))
 
 
 def convolution(channels: int) -> nn.Module:
-    """Return the ODE function ``tanh(conv3×3)``."""
+    """Return the ODE function ``tanh(K ∗ y + b)`` with a convolution of 3 × 3."""
     return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.Tanh())
 
 
-def layer_times(device: str, count: int, repeats: int) -> list[dict[str, Any]]:
-    """Time the full and the reduced layer, encoding and decoding counted, on a state of 16 × 14 × 14."""
+def layers() -> dict[tuple[str, str], nn.Module]:
+    """Return the layers that are timed, by name and solver: the full one, and two reduced ones."""
     torch.manual_seed(0)
-    states = torch.randn(max(BATCHES), 16, 14, 14)
-    full = ODELayer(convolution(16))
-    layers = {"full": full}
+    full = ODELayer(convolution(STATE[0]))
+    named = {"full": full}
     for r, m in SIZES:
-        small = reduce_network(full, "", states, state_dim=r, points=m, progress=False)
-        layers[f"reduced, r = {r}, m = {m}"] = small
+        named[f"r {r}, m {m}"] = reduce_network(
+            full, "", torch.randn(64, *STATE), state_dim=r, points=m, progress=False
+        )
+    found = {(name, layer.method): layer for name, layer in named.items()}
+    for name, layer in named.items():
+        for steps in COARSE if layer is full else REDUCED_WITH:
+            found[name, str(steps)] = coarse = copy.deepcopy(layer)
+            set_solver(coarse, steps)
+    return found
+
+
+def layer_times(timed: dict[tuple[str, str], nn.Module], device: str, count: int, repeats: int) -> list[dict[str, Any]]:
+    """Time the layers, encoding and decoding included, with a number of threads.
+
+    Returns
+    -------
+    list of dict
+        For each layer and batch: "layer", "solver", "device", "batch", and the entries of
+        :class:`~torchmor.experiments.timing.Timing`.
+    """
+    states = torch.randn(max(BATCHES), *STATE, generator=torch.Generator().manual_seed(1)).to(device)
+    there = {key: copy.deepcopy(layer).to(device) for key, layer in timed.items()}
     rows = []
-    for batch in BATCHES:
-        calls = {}
-        for name, layer in layers.items():
-            for solver, settings in SOLVERS.items():
-                layer = copy.deepcopy(layer)
-                for key, value in settings.items():
-                    setattr(layer, key, value)
-                calls[name, solver] = _call(layer.to(device), states[:batch].to(device))
-        with threads(count):
-            times = compare_times(calls, repeats=repeats)
-        for (name, solver), timing in times.items():
-            gain = times["full", solver].wall_s / timing.wall_s
-            row = {"layer": name, "solver": solver, "batch": batch, "device": device, "gain_same_solver": gain}
-            rows.append(row | asdict(timing))
+    with threads(count), progress(f"layers on {device}, {count} threads", len(BATCHES) * (repeats + 2)) as bar:
+        for batch in BATCHES:
+            calls = {key: _call(layer, states[:batch]) for key, layer in there.items()}
+            for (name, solver), timing in compare_times(calls, repeats=repeats, progress=bar).items():
+                rows.append({"layer": name, "solver": solver, "device": device, "batch": batch} | asdict(timing))
     return rows
 
 
-def offline_costs() -> dict[str, float]:
-    """Time what runs once: POD, tracing a large convolution, a whole reduction; and the peak memory."""
-    costs = {}
+def pod_of_many_snapshots() -> Callable[[], Any]:
+    """POD, 6,000 snapshots in 3,136 dimensions."""
     random = np.random.default_rng(0)
-    snapshots = [random.standard_normal((3136, 6000))]
-    costs["pod_6000_snapshots_3136_dimensions_wall_s"] = _wall(lambda: pod(snapshots.pop(), 64))
-    layer = ODELayer(convolution(64))
-    models = []
-    states = torch.randn(2, 64, 32, 32)
-    costs["trace_64x32x32_wall_s"] = _wall(lambda: models.append(full_order_model(layer, states)))
-    dofs = random.choice(64 * 32 * 32, 256, replace=False)
-    costs["restrict_256_dofs_wall_s"] = _wall(lambda: models[0].operator.restricted(dofs))
-    data = torch.randn(500, 16, 14, 14)
-    full = ODELayer(convolution(16))
-    costs["reduce_network_n3136_r64_m128_wall_s"] = _wall(
-        lambda: reduce_network(full, "", data, state_dim=64, points=128, progress=False)
-    )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    costs["peak_bytes"] = peak * (1 if sys.platform == "darwin" else 1024)
+    snapshots = random.standard_normal((3136, 500)) @ random.standard_normal((500, 6000))
+    return lambda: pod(snapshots, 64)
+
+
+def trace_and_restrict() -> Callable[[], Any]:
+    """Trace a convolution of 64 channels on 32 × 32, and restrict it to 256 points."""
+    layer, state = ODELayer(convolution(64)), torch.randn(1, 64, 32, 32)
+    dofs = np.random.default_rng(0).choice(state.numel(), 256, replace=False)
+    return lambda: full_order_model(layer, state).operator.restricted(dofs)
+
+
+def whole_reduction() -> Callable[[], Any]:
+    """reduce_network, n = 3,136 to r = 64 and m = 128, 500 samples."""
+    layer, states = ODELayer(convolution(STATE[0])), torch.randn(500, *STATE)
+    return lambda: reduce_network(layer, "", states, state_dim=64, points=128, progress=False)
+
+
+OFFLINE = (pod_of_many_snapshots, trace_and_restrict, whole_reduction)
+
+
+def offline_costs(count: int) -> list[dict[str, Any]]:
+    """Measure what is done once, each in a process of its own: wall time, and peak memory above that before."""
+    processes = multiprocessing.get_context("spawn")
+    costs = []
+    with progress("offline", len(OFFLINE)) as bar:
+        for task in OFFLINE:
+            with processes.Pool(1) as pool:
+                costs.append(pool.apply(_cost, (task, count)))
+            bar.advance()
     return costs
 
 
-def main(out: Path = Path("benchmark.json"), repeats: int = 15) -> None:
-    """Measure, print a table, and write the raw numbers."""
-    console = Console()
-    rows = [row for count in (1, 2) for row in layer_times("cpu", count, repeats)]
+def run(
+    *,
+    out: Annotated[Path, cyclopts.Parameter(help="JSON file for the raw numbers.")] = Path("reports/benchmark.json"),
+    repeats: Annotated[int, cyclopts.Parameter(help="Calls of which the median time is taken.")] = 11,
+) -> None:
+    """Measure how fast full and reduced ODE layers are here, and what a reduction costs."""
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    timed = layers()
+    rows = [row for count in THREADS for row in layer_times(timed, "cpu", count, repeats)]
     if torch.cuda.is_available():
-        rows += layer_times("cuda", 1, repeats)
-    costs = offline_costs()
+        rows += layer_times(timed, "cuda", 1, repeats)
+    offline = offline_costs(max(THREADS))
+    print_times(console, rows)
+    print_costs(console, offline)
+    result = {"command": "python -m torchmor.experiments.benchmark", "surroundings": surroundings()}
+    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
-        temporary.write_text(json.dumps({"rows": rows, "offline": costs, "surroundings": surroundings()}, indent=1))
-    table = Table(title="ODE layer, state 16 × 14 × 14, encoding and decoding counted; random weights")
-    for column in ("layer", "solver", "device", "threads", "batch", "ms", "times as fast as full, same solver"):
-        table.add_column(column, justify="left" if column in ("layer", "solver", "device") else "right")
-    for row in rows:
-        cells = (row["layer"], row["solver"], row["device"], row["threads"], row["batch"])
-        table.add_row(*map(str, cells), f"{1e3 * row['wall_s']:.3g}", f"{row['gain_same_solver']:.2g}")
-    console.print(table)
-    for name, cost in costs.items():
-        console.print(f"{name}: {cost:,.3g}" if name.endswith("wall_s") else f"{name}: {cost:,}", highlight=False)
+        temporary.write_text(json.dumps(result | {"layers": rows, "offline": offline}, indent=1) + "\n")
     console.print(f"raw numbers: {out}", highlight=False)
 
 
-def _call(layer: nn.Module, states: torch.Tensor):
+def print_times(console: Console, rows: list[dict[str, Any]]) -> None:
+    """Print one line for each layer, and one column for each device, number of threads and batch."""
+    places = list(dict.fromkeys((row["device"], row["threads"], row["batch"]) for row in rows))
+    wall_s = {(row["layer"], row["solver"], row["device"], row["threads"], row["batch"]): row["wall_s"] for row in rows}
+    title = f"ODE layer on a state of {' × '.join(map(str, STATE))}, ms (gain on the full layer with 1 midpoint step)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("layer, solver", vertical="bottom")
+    for device, count, batch in places:
+        where = device if device != "cpu" else f"{count} thread{'s' * (count > 1)}"
+        table.add_column(f"{where}\n×{batch}", justify="right", no_wrap=True)
+    for layer, solver in dict.fromkeys((row["layer"], row["solver"]) for row in rows):
+        cells = []
+        for place in places:
+            wall = wall_s[layer, solver, *place]
+            cells.append(f"{milliseconds(wall)} ({ratio(wall_s['full', str(REDUCED_WITH[0]), *place] / wall)})")
+        table.add_row(f"{layer}, {solver}", *cells)
+    console.print(table, highlight=False)
+
+
+def print_costs(console: Console, costs: list[dict[str, Any]]) -> None:
+    """Print what is done once."""
+    table = Table(title="Done once", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("what", "s", "peak memory, MiB"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for cost in costs:
+        table.add_row(cost["what"], f"{cost['wall_s']:.3g}", f"{cost['peak_bytes'] / 2**20:,.0f}")
+    console.print(table, highlight=False)
+
+
+def _cost(task: Callable[[], Callable[[], Any]], count: int) -> dict[str, Any]:
+    with threads(count):
+        call = task()
+        before, start = _peak_bytes(), time.perf_counter()
+        call()
+        wall_s = time.perf_counter() - start
+    what = task.__doc__.strip().rstrip(".")
+    return {"what": what, "wall_s": wall_s, "peak_bytes": _peak_bytes() - before, "threads": count}
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _call(layer: nn.Module, states: Tensor) -> Callable[[], Tensor]:
     return lambda: layer(states)
 
 
-def _wall(call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 if __name__ == "__main__":
-    main()
+    cyclopts.run(run)

@@ -65,7 +65,7 @@ def info(file: Path, /) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line, and exit with its code: 0, 1 for a wrong command, 2 for an error, 130 for Ctrl-C."""
+    """Run the command line, and exit with its code: 0, 2 for a wrong command or an error, 130 for Ctrl-C."""
     try:
         app(arguments)
     except KeyboardInterrupt:

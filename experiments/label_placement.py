@@ -52,8 +52,10 @@ def place_labels(
             line = Path([pixels[i], _nearest(box, pixels[i])])
             crosses = sum(line.intersects_bbox(other, filled=False) for other in taken)
             crosses += sum(other.intersects_bbox(box, filled=False) for other in lines)
+            distances = [math.dist(point, _nearest(box, point)) for point in pixels]
+            mistaken = sum(distance < 1.3 * distances[i] for distance in distances) - 1
             outside = not (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1))
-            cost = 100 * outside + 10 * hides + crosses
+            cost = 100 * outside + 10 * hides + 2 * crosses + mistaken
             if best is None or cost < best[0]:
                 best = cost, radius, angle, box, line
             if cost == 0:

@@ -245,6 +245,31 @@ def test_componentwise_operation(name, monkeypatch):
         traced_function(lambda t, y: call(y), y)
 
 
+ARITHMETIC_CALLS = {
+    "sum with factor": lambda y: torch.add(y, y.flip(1), alpha=3),
+    "sum of stages with factor": lambda y: torch.add(y.sin(), y.flip(1).cos(), alpha=3),
+    "difference with factor": lambda y: torch.sub(y.sin(), y.flip(1), alpha=3),
+    "difference, reversed": lambda y: torch.rsub(y, y.sin(), alpha=3) + torch.rsub(y, 2.0, alpha=3),
+    "numbers": lambda y: (1 - y) * 3 - 2 / (y.exp() + 2) + y / 4 - (-y) + 5 * (y.sin() - 1) / 2,
+    "constant tensors": lambda y: (
+        (WEIGHTS[0, :6] - y) * WEIGHTS[1, :6] + WEIGHTS[2, :6] / (2 + y.sin()) - y / WEIGHTS[3, :6]
+    ),
+    "constants of one element": lambda y: y.sin() * torch.tensor(2) + torch.tensor([3.0]) * y.cos() - torch.tensor(1.5),
+    "integers": lambda y: y * torch.arange(6) + y.sin() * torch.arange(6),
+    "broadcast": lambda y: y[:, :1] * y + y.mean(1, keepdim=True).sin() + y[:, :1].cos() * WEIGHTS[0, :6],
+    "broadcast to more dimensions": lambda y: (y[:, None].sin() * WEIGHTS[:6, :6] + y[:, :, None]).sum(1),
+    "of the same stage": lambda y: (h := torch.tanh(y)) * (1 - h) + h - h / 2,
+    "of stages of different shapes": lambda y: y[:, :1].sin() * y.cos() - y[:, :2].tanh().repeat(1, 3),
+}
+
+
+@pytest.mark.parametrize("name", ARITHMETIC_CALLS)
+def test_arithmetic(name):
+    call, y = ARITHMETIC_CALLS[name], state(3, 6)
+    chain = traced_function(lambda t, y: call(y), y)
+    np.testing.assert_allclose(chain(y.numpy().T), call(y).numpy().T, rtol=1e-12, atol=1e-13)
+
+
 REWRITTEN_CALLS = {
     "glu": lambda y: F.glu(torch.cat([y, y.flip(1)], dim=1)),
     "addcmul": lambda y: torch.addcmul(y, y, y.sin(), value=0.5),
