@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import cyclopts
 import numpy as np
 import torch
+from pymor.core.logger import log_levels
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +29,7 @@ from torchmor.adapters.atomic import atomic_path
 from torchmor.engine.bases import pod
 from torchmor.experiments.progress import progress
 from torchmor.experiments.solvers import COARSE, Steps, set_solver
-from torchmor.experiments.surroundings import surroundings, threads
+from torchmor.experiments.surroundings import surroundings, threads, threads_in_words
 from torchmor.experiments.table import milliseconds, ratio
 from torchmor.experiments.timing import compare_times
 
@@ -119,7 +120,7 @@ def offline_costs(count: int) -> list[dict[str, Any]]:
 def run(
     *,
     out: Annotated[Path, cyclopts.Parameter(help="JSON file for the raw numbers.")] = Path("reports/benchmark.json"),
-    repeats: Annotated[int, cyclopts.Parameter(help="Calls of which the median time is taken.")] = 11,
+    repeats: Annotated[int, cyclopts.Parameter(help="Calls of which the median time is taken.")] = 7,
 ) -> None:
     """Measure how fast full and reduced ODE layers are here, and what a reduction costs."""
     console = Console() if sys.stdout.isatty() else Console(width=120)
@@ -127,7 +128,7 @@ def run(
     rows = [row for count in THREADS for row in layer_times(timed, "cpu", count, repeats)]
     if torch.cuda.is_available():
         rows += layer_times(timed, "cuda", 1, repeats)
-    offline = offline_costs(max(THREADS))
+    offline = offline_costs(min(THREADS))  # more threads are slower where others use the cores too
     print_times(console, rows)
     print_costs(console, offline)
     result = {"command": "python -m torchmor.experiments.benchmark", "surroundings": surroundings()}
@@ -145,7 +146,7 @@ def print_times(console: Console, rows: list[dict[str, Any]]) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("layer, solver", vertical="bottom")
     for device, count, batch in places:
-        where = device if device != "cpu" else f"{count} thread{'s' * (count > 1)}"
+        where = device if device != "cpu" else threads_in_words(count)
         table.add_column(f"{where}\n×{batch}", justify="right", no_wrap=True)
     for layer, solver in dict.fromkeys((row["layer"], row["solver"]) for row in rows):
         cells = []
@@ -158,7 +159,8 @@ def print_times(console: Console, rows: list[dict[str, Any]]) -> None:
 
 def print_costs(console: Console, costs: list[dict[str, Any]]) -> None:
     """Print what is done once."""
-    table = Table(title="Done once", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    title = f"Done once, {threads_in_words(costs[0]['threads'])}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("what", "s", "peak memory, MiB"):
         table.add_column(column, justify="left" if column == "what" else "right")
     for cost in costs:
@@ -167,18 +169,23 @@ def print_costs(console: Console, costs: list[dict[str, Any]]) -> None:
 
 
 def _cost(task: Callable[[], Callable[[], Any]], count: int) -> dict[str, Any]:
-    with threads(count):
+    with threads(count), log_levels({"pymor": "WARNING"}):
         call = task()
-        before, start = _peak_bytes(), time.perf_counter()
+        before, start = _peak_bytes(reset=True), time.perf_counter()
         call()
         wall_s = time.perf_counter() - start
     what = task.__doc__.strip().rstrip(".")
     return {"what": what, "wall_s": wall_s, "peak_bytes": _peak_bytes() - before, "threads": count}
 
 
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _peak_bytes(reset: bool = False) -> int:
+    """Return the largest resident memory of this process; on Linux since the last reset."""
+    if not sys.platform.startswith("linux"):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if reset:  # a new process starts with the peak of its parent
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def _call(layer: nn.Module, states: Tensor) -> Callable[[], Tensor]:
