@@ -46,5 +46,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo 'torchmor: installing into .venv'
 	@if [ -e $(INSTALLED) ] && [ "$$(cat $(INSTALLED))" != "$(CURDIR)" ]; then rm -rf .venv; fi
 	@"$(PYTHON)" -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,test,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,sequences,test,dev]'
 	@echo "$(CURDIR)" > $(INSTALLED)

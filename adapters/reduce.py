@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torchmor.adapters.files import with_layers
 from torchmor.adapters.ode_layer import ODELayer, find_layer
 from torchmor.adapters.pymor_models import full_order_model
 from torchmor.adapters.reduced_layer import ReducedODELayer
-from torchmor.adapters.snapshots import collect_snapshots
+from torchmor.adapters.snapshots import Snapshots, collect_snapshots
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import (
     NonFiniteError,
@@ -30,7 +31,7 @@ from torchmor.engine.errors import (
 )
 from torchmor.engine.explanation import Explanation
 from torchmor.engine.models import OdeLayerModel
-from torchmor.engine.reduction import Size, check_sizes, reduce_model
+from torchmor.engine.reduction import Size, SnapshotReductor, check_sizes
 
 #: Errors are measured on at most this many held-out samples.
 HELD_OUT_SAMPLES = 512
@@ -122,55 +123,144 @@ def reduce_network(
     ----------
     Lehtimäki, Paunonen, Linne: Accelerating Neural ODEs Using Model Order Reduction, IEEE TNNLS 2022.
     """
-    _find_layer(network, name)
-    for argument, value, allowed in (("basis", basis, ("pod",)), ("fit", fit, ("interpolation",))):
-        if value not in allowed:
-            raise ValueError(f"expected {argument} to be one of {', '.join(allowed)}, got {value!r}")
-    check_sizes(state_dim, points, modes, selection, energy_rtol)
-    kept, held_out = Calibration(calibration, batch_size, batch_to_inputs, seed).split(seed)
-
-    original, network = network, _copied(network)  # calibration moves counters and caches of a copy only
-    layer, example = network.get_submodule(name), _Example()
-    with layer.observe(example):
-        snapshots = collect_snapshots(network, name, kept, progress=progress)
-    fom = full_order_model(layer, example.y, example.u)
-    reduction = reduce_model(
-        fom,
-        snapshots.y,
-        snapshots.u if example.u is not None else None,
-        snapshots.t,
+    reductor = NetworkReductor(
+        network, name, calibration, batch_to_inputs=batch_to_inputs, batch_size=batch_size, seed=seed, progress=progress
+    )
+    return reductor.reduce(
         state_dim=state_dim,
         points=points,
         modes=modes,
+        basis=basis,
         selection=selection,
+        fit=fit,
         energy_rtol=energy_rtol,
     )
-    reduced = _reduced_layer(layer, fom, reduction, example)
-    if all(part.reduced >= part.full for part in reduction.parts):
-        warnings.warn(
-            f"nothing was reduced: state and stages keep their sizes {[part.full for part in reduction.parts]}; ask "
-            "for smaller state_dim or points, or a larger energy_rtol",
-            NotReducedWarning,
-            stacklevel=2,
+
+
+class NetworkReductor:
+    """Reduces an ODE layer of a trained network to several sizes, with one offline stage for all.
+
+    Law: ``NetworkReductor(network, name, calibration).reduce(…)`` equals ``reduce_network(network, name, calibration,
+    …)``, whatever was reduced before. Snapshots are collected and bases are computed when they are first needed.
+
+    Parameters
+    ----------
+    network, name, calibration, batch_to_inputs, batch_size, seed, progress
+        As in :func:`reduce_network`.
+
+    Raises
+    ------
+    UnknownLayerError, CalibrationError, UnsupportedOperationError
+        As in :func:`reduce_network`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        calibration: Any,
+        *,
+        batch_to_inputs: Callable[[Any], Any] | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress: bool = True,
+    ):
+        _find_layer(network, name)
+        self.network, self.name, self.progress = network, name, progress
+        self._kept, self._held_out = Calibration(calibration, batch_size, batch_to_inputs, seed).split(seed)
+
+    def reduce(
+        self,
+        *,
+        state_dim: Size = None,
+        points: Size | Sequence[Size] = None,
+        modes: Size | Sequence[Size] = None,
+        basis: str = "pod",
+        selection: str = "deim",
+        fit: str = "interpolation",
+        energy_rtol: float | None = None,
+    ) -> nn.Module:
+        """Return a copy of the network with the layer reduced to these sizes, as :func:`reduce_network` does."""
+        for argument, value, allowed in (("basis", basis, ("pod",)), ("fit", fit, ("interpolation",))):
+            if value not in allowed:
+                raise ValueError(f"expected {argument} to be one of {', '.join(allowed)}, got {value!r}")
+        check_sizes(state_dim, points, modes, selection, energy_rtol)
+        layer, example, snapshots, reductor = self._offline
+        reduction = reductor.reduce(
+            state_dim=state_dim, points=points, modes=modes, selection=selection, energy_rtol=energy_rtol
         )
-    small = with_layers(original, {name: reduced})
-    reduced.explanation = Explanation(
-        parts=reduction.parts,
-        method={"basis": basis, "selection": selection, "fit": fit},
-        solver=str(reduced.settings),
-        snapshots=len(snapshots),
-        samples=len(set(snapshots.sample)),
-        evaluations=max(snapshots.nfe),
-        operations=(_operations(layer.function, example), _operations(reduced.ode, example, reduced)),
-        errors=_held_out_errors(network, small, name, held_out),
-    )
-    reduced.record(
-        fom=fom,
-        bases=reduction.bases,
-        singular_values=reduction.singular_values,
-        points={stage: sampled.points for stage, sampled in reduction.interpolations.items()},
-    )
-    return small
+        reduced = _reduced_layer(layer, reductor.fom, reduction, example)
+        if all(part.reduced >= part.full for part in reduction.parts):
+            warnings.warn(
+                f"nothing was reduced: state and stages keep their sizes {[part.full for part in reduction.parts]}; "
+                "ask for smaller state_dim or points, or a larger energy_rtol",
+                NotReducedWarning,
+                stacklevel=3,
+            )
+        small = with_layers(self.network, {self.name: reduced})
+        reduced.explanation = Explanation(
+            parts=reduction.parts,
+            method={"basis": basis, "selection": selection, "fit": fit},
+            solver=str(reduced.settings),
+            snapshots=len(snapshots),
+            samples=len(set(snapshots.sample)),
+            evaluations=max(snapshots.nfe),
+            operations=(_operations(layer.function, example), _operations(reduced.ode, example, reduced)),
+            errors=self._held_out_errors(small),
+        )
+        reduced.record(
+            fom=reductor.fom,
+            bases=reduction.bases,
+            singular_values=reduction.singular_values,
+            points={stage: sampled.points for stage, sampled in reduction.interpolations.items()},
+        )
+        return small
+
+    @cached_property
+    def _copy(self) -> nn.Module:
+        return _copied(self.network)  # calibration moves counters and caches of a copy only
+
+    @cached_property
+    def _offline(self) -> tuple[ODELayer, _Example, Snapshots, SnapshotReductor]:
+        layer, example = self._copy.get_submodule(self.name), _Example()
+        with layer.observe(example):
+            snapshots = collect_snapshots(self._copy, self.name, self._kept, progress=self.progress)
+        fom = full_order_model(layer, example.y, example.u)
+        u = None if example.u is None else snapshots.u
+        return layer, example, snapshots, SnapshotReductor(fom, snapshots.y, u, snapshots.t)
+
+    @cached_property
+    def _full_outputs(self) -> list[tuple[Batch, dict[str, Any]]]:
+        """Held-out batches, with what the full network makes of them."""
+        results, samples = [], 0
+        with evaluation(self._copy):
+            for batch in self._held_out:
+                results.append((batch, _outputs(self._copy, self.name, batch)))
+                samples += batch.size
+                if samples >= HELD_OUT_SAMPLES:
+                    break
+        return results
+
+    def _held_out_errors(self, small: nn.Module) -> dict[str, float]:
+        """Relative errors ``‖small − full‖ / ‖full‖`` on held-out samples, of the outputs of layer and network."""
+        sums: dict[str, list[float]] = {}
+        with evaluation(small):
+            for batch, results in self._full_outputs:
+                try:
+                    reduced_results = _outputs(small, self.name, batch)
+                except SolverError as error:
+                    raise _unstable() from error
+                for key, full in results.items():
+                    if isinstance(full, Tensor) and full.is_floating_point():
+                        known = full.isfinite()  # a network may mask its output with infinity
+                        full, approximate = full[known].double(), reduced_results[key][known].double()
+                        entry = sums.setdefault(key, [0.0, 0.0])
+                        entry[0] += float((approximate - full).square().sum())
+                        entry[1] += float(full.square().sum())
+        errors = {key: (error / max(norm, 1e-300)) ** 0.5 for key, (error, norm) in sums.items()}
+        if not all(error < float("inf") for error in errors.values()):
+            raise _unstable()
+        return errors
 
 
 def _find_layer(network: nn.Module, name: str) -> ODELayer:
@@ -243,33 +333,6 @@ def _operations(f: nn.Module, example: _Example, reduced: ReducedODELayer | None
         else:
             f(y.new_zeros(1, reduced.ode.state_size), u, example.t)
     return counter.get_total_flops() // 2
-
-
-def _held_out_errors(network: nn.Module, small: nn.Module, name: str, held_out: Calibration) -> dict[str, float]:
-    """Relative errors ``‖small − full‖ / ‖full‖`` over held-out samples, of the layer's and the network's output."""
-    sums: dict[str, list[float]] = {}
-    samples = 0
-    with evaluation(network), evaluation(small):
-        for batch in held_out:
-            results = _outputs(network, name, batch)
-            try:
-                reduced_results = _outputs(small, name, batch)
-            except SolverError as error:
-                raise _unstable() from error
-            for key, full in results.items():
-                if isinstance(full, Tensor) and full.is_floating_point():
-                    known = full.isfinite()  # a network may mask its output with infinity
-                    full, approximate = full[known].double(), reduced_results[key][known].double()
-                    entry = sums.setdefault(key, [0.0, 0.0])
-                    entry[0] += float((approximate - full).square().sum())
-                    entry[1] += float(full.square().sum())
-            samples += batch.size
-            if samples >= HELD_OUT_SAMPLES:
-                break
-    errors = {key: (error / max(norm, 1e-300)) ** 0.5 for key, (error, norm) in sums.items()}
-    if not all(error < float("inf") for error in errors.values()):
-        raise _unstable()
-    return errors
 
 
 def _outputs(network: nn.Module, name: str, batch: Batch) -> dict[str, Any]:

@@ -13,8 +13,11 @@ from torchmor.engine.stages import Interpolation
 
 SELECTIONS = ("deim", "qdeim", "ei_greedy")
 
-#: EI-greedy works on evenly chosen snapshots, at most this many: pyMOR keeps a square matrix of their number.
-GREEDY_SNAPSHOTS = 2000
+#: Selections whose first m points and basis vectors are those that they would find for m.
+NESTED = ("deim", "ei_greedy")
+
+#: EI-greedy works on evenly chosen snapshots, at most this many: every step passes over all of them.
+GREEDY_SNAPSHOTS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,10 @@ class CollateralBasis(Interpolation):
     def condition(self) -> float:
         """Condition number of the interpolation matrix ``U[points]``."""
         return float(np.linalg.cond(self.basis[self.points]))
+
+    def leading(self, points: int) -> "CollateralBasis":
+        """Return the interpolation by the first m points and basis vectors."""
+        return _collateral_basis(self.points[:points], np.ascontiguousarray(self.basis[:, :points]))
 
 
 def interpolate(snapshots: np.ndarray, pod_basis: PodBasis, points: int, selection: str = "deim") -> CollateralBasis:
@@ -79,9 +86,11 @@ def interpolate(snapshots: np.ndarray, pod_basis: PodBasis, points: int, selecti
         dofs, basis, _ = algorithm(space.from_numpy(pod_basis.modes[:, :points].copy()), pod=False)
     if len(dofs) < points:
         raise SizeError(_too_many_points(points, len(dofs)))
-    basis = basis.to_numpy()
-    lift = spla.solve(basis[dofs].T, basis.T).T
-    return CollateralBasis(points=np.asarray(dofs, dtype=np.int64), lift=lift, basis=basis)
+    return _collateral_basis(np.asarray(dofs, dtype=np.int64), np.ascontiguousarray(basis.to_numpy()))
+
+
+def _collateral_basis(points, basis):
+    return CollateralBasis(points=points, lift=spla.solve(basis[points].T, basis.T).T, basis=basis)
 
 
 def _too_many_points(points, rank):

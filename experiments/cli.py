@@ -21,7 +21,8 @@ app = App(
     name="torchmor",
     help="Make the ODE layers of trained PyTorch networks (Neural ODEs) small and fast.\n\n"
     "Start with `torchmor demo`: in about two minutes it trains a small network, reduces it, and shows what that "
-    "gains and costs. In your own code: `from torchmor.adapters import ODELayer, reduce_network`.",
+    "gains and costs. `torchmor convolutional` and `torchmor recurrent` compare it with other methods, on several data "
+    "sets. In your own code: `from torchmor.adapters import ODELayer, reduce_network`.",
     version=lambda: metadata.version("torchmor"),
     suppress_keyboard_interrupt=False,
 )
@@ -48,6 +49,76 @@ def demo(
 
     with limited_threads(threads):
         run_demo(out, seed, quick=quick, console=_console())
+
+
+_Data = Annotated[str, Parameter(help="Data set.")]
+_DataDir = Annotated[Path | None, Parameter(help="Folder with downloaded data.")]
+_Out = Annotated[Path | None, Parameter(help="Folder for everything that is written.", show_default=False)]
+_Seed = Annotated[int, Parameter(help="Seed of everything that is random.")]
+_Seeds = Annotated[int, Parameter(help="Number of networks of each kind, trained with consecutive seeds.")]
+_Threads = Annotated[int, Parameter(help="Threads of the timed calls; everything else takes all cores.")]
+_Quick = Annotated[bool, Parameter(negative="", help="Under two minutes, to see it work; the numbers mean little.")]
+
+
+@app.command
+def convolutional(
+    *,
+    data: _Data = "digits",
+    data_dir: _DataDir = None,
+    out: _Out = None,
+    seed: _Seed = 0,
+    seeds: _Seeds = 3,
+    threads: _Threads = 1,
+    quick: _Quick = False,
+) -> None:
+    """Compare all methods on image networks: acceleration against accuracy.
+
+    Trains two networks with a convolutional ODE layer on `digits`, `fashion-mnist` or `mnist`, and makes them faster by
+    model order reduction, neuron pruning, SVD of the weights, Torch-Pruning and coarse solvers, each at every level of
+    compression. Writes report.html, plots/, results.jsonl and results.csv to `torchmor-convolutional-DATA`. Ctrl-C
+    keeps the rows that are done, and the same command goes on from there.
+    """
+    from torchmor.experiments.convolutional import EXPERIMENT
+    from torchmor.experiments.data.images import load_images
+
+    _experiment(EXPERIMENT, load_images, data, data_dir, out, seed, seeds, threads, quick)
+
+
+@app.command
+def recurrent(
+    *,
+    data: _Data = "digits",
+    data_dir: _DataDir = None,
+    out: _Out = None,
+    seed: _Seed = 0,
+    seeds: _Seeds = 3,
+    threads: _Threads = 1,
+    quick: _Quick = False,
+) -> None:
+    """Compare all methods on networks for sequences: acceleration against accuracy.
+
+    Trains two networks whose ODE layer is driven by the sequence, on `digits` (read row by row), `japanese-vowels` or
+    another bundled data set (these need torchmor[sequences]), or on NAME_TRAIN.ts and NAME_TEST.ts of the UCR and UEA
+    archives in `--data-dir`. Otherwise like `torchmor convolutional`; writes to `torchmor-recurrent-DATA`.
+    """
+    from torchmor.experiments.data.sequences import load_sequences
+    from torchmor.experiments.recurrent import EXPERIMENT
+
+    _experiment(EXPERIMENT, load_sequences, data, data_dir, out, seed, seeds, threads, quick)
+
+
+def _experiment(experiment, load, data, data_dir, out, seed, seeds, threads, quick) -> None:
+    from torchmor.experiments.experiment import Scale, in_short, run_experiment
+
+    if seeds < 1 or threads < 1:
+        _fail(f"expected at least 1 of seeds and threads, got --seeds {seeds} --threads {threads}")
+    folder = out or Path(f"torchmor-{experiment.name}-{data}")
+    command = f"torchmor {experiment.name} --data {data} --seed {seed} --seeds {seeds} --threads {threads}"
+    scale, loaded = Scale(range(seed, seed + seeds), timing_threads=threads), load(data, seed, data_dir)
+    if quick:
+        command += " --quick"
+        experiment, scale, loaded = in_short(experiment, scale, loaded)
+    run_experiment(experiment, loaded, folder, scale, command=command, console=_console())
 
 
 @app.command
@@ -80,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(f"{error.strerror}: {error.filename}")
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("sklearn", "matplotlib"):
+        if (error.name or "").partition(".")[0] not in ("sklearn", "matplotlib", "threadpoolctl"):
             raise
         _fail(f"this command needs {error.name}: pip install 'torchmor[experiments]'")
 

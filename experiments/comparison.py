@@ -1,26 +1,31 @@
-"""An honest comparison: the full network, its coarse solvers and its reductions, measured alike."""
+"""An honest comparison: networks are candidates, and every candidate is measured alike."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchmor.adapters import reduce_network
-from torchmor.adapters.files import with_layers
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.experiments.accuracy import accuracy, paired_interval, predict
-from torchmor.experiments.data import DataSet
-from torchmor.experiments.progress import progress
-from torchmor.experiments.solvers import COARSE, Steps, set_solver, solver_name
-from torchmor.experiments.timing import WARM_UP, Timing, compare_times
+from torchmor.experiments.data.labelled import DataSet
+from torchmor.experiments.methods import METHODS
+from torchmor.experiments.solvers import Steps, set_solver, solver_name
+from torchmor.experiments.surroundings import threads
+from torchmor.experiments.timing import Timing, compare_times
 
 #: A network is adequate if its validation accuracy is at most this many points below the full network's.
 ADEQUATE_POINTS = 0.3
 
+#: Times are measured at these batch sizes.
 BATCHES = (1, 256)
+
+#: Every time is measured in turns with the full layer's at these steps: a yardstick against a machine that is now fast
+#: and now slow.
+YARDSTICK = Steps("midpoint", 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,26 +34,25 @@ class Candidate:
 
     Parameters
     ----------
-    kind
-        "full", "skipped" or "reduced".
-    solver
-        Its solver in words.
-    own_solver
-        Whether that is the layer's own.
+    method
+        How it was made: a key of :data:`~torchmor.experiments.methods.METHODS`.
+    sizes
+        What its size is: "n" states, "r" reduced states, "m" points, "kept" neurons, "rank" of weights.
     network
         The network.
-    state
-        Size of the state that is integrated.
-    points
-        Evaluated components of each stage of the ODE function; empty without stages.
+    solver
+        Solver of its ODE layer; None is the layer's own.
     """
 
-    kind: str
-    solver: str
-    own_solver: bool
+    method: str
+    sizes: Mapping[str, int]
     network: nn.Module
-    state: int
-    points: tuple[int, ...]
+    solver: Steps | None = None
+
+    @property
+    def size(self) -> str:
+        """The size in words."""
+        return size_words(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,16 @@ class Row:
 
     Parameters
     ----------
-    kind, solver, own_solver, state, points
+    method, sizes
         As in :class:`Candidate`.
+    solver
+        The solver in words; "none" without an ODE layer.
+    own_solver
+        Whether that is the layer's own.
     evaluations
         Evaluations of the ODE function in a forward pass of the largest batch.
+    parameters
+        Numbers that the ODE layer holds.
     validation_accuracy, accuracy
         Of the network on validation and test data.
     agreement
@@ -68,15 +78,16 @@ class Row:
     difference_interval
         95 % interval of the difference of test accuracies to the full network with its own solver, in points.
     layer, network
-        Times of the ODE layer, encoding and decoding included, and of the whole network, by batch size.
+        Times of the ODE layer, encoding and decoding included, and of the whole network, by batch size; empty if not
+        measured.
     """
 
-    kind: str
+    method: str
+    sizes: dict[str, int]
     solver: str
     own_solver: bool
-    state: int
-    points: tuple[int, ...]
     evaluations: int
+    parameters: int
     validation_accuracy: float
     accuracy: float
     agreement: float
@@ -85,122 +96,153 @@ class Row:
     network: dict[int, Timing]
 
     @property
+    def ours(self) -> bool:
+        """Whether the method reduces the model's order."""
+        return METHODS[self.method].ours
+
+    @property
+    def size(self) -> str:
+        """The size in words."""
+        return size_words(self.sizes)
+
+    @property
     def name(self) -> str:
         """The row in words."""
-        return "ODE layer skipped" if self.kind == "skipped" else f"{self.kind}, {self.solver}"
+        words = METHODS[self.method].words
+        return words if self.method == "skipped" else f"{words}, {self.solver}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain data."""
         return asdict(self)
 
-
-def full_candidates(network: nn.Module, name: str, images: Tensor) -> list[Candidate]:
-    """Return the network with its own solver first, then with coarse steps, and last with its ODE layer skipped.
-
-    Parameters
-    ----------
-    network
-        The trained network.
-    name
-        Name of its ODE layer.
-    images
-        A few inputs (batch, …).
-    """
-    layer = network.get_submodule(name)
-    state = layer_input(network, name, images)[0].numel()
-    candidates = [Candidate("full", solver_name(layer), True, network, state, (state,))]
-    candidates += [with_solver(candidates[0], name, steps) for steps in COARSE]
-    skipped = with_layers(network, {name: nn.Identity()})
-    return [*candidates, Candidate("skipped", "none", False, skipped, state, ())]
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Row":
+        """Return the row that `to_json` made the data of."""
+        times = {
+            key: {int(batch): Timing(**timing) for batch, timing in data[key].items()} for key in ("layer", "network")
+        }
+        return cls(**{**data, **times, "difference_interval": tuple(data["difference_interval"])})
 
 
-def reduced_candidate(network: nn.Module, name: str, calibration: Tensor, **sizes) -> Candidate:
-    """Return the network reduced to some sizes, as `reduce_network` takes them, with the layer's own solver."""
-    small = reduce_network(network, name, calibration, progress=False, **sizes)
-    layer = small.get_submodule(name)
-    state, *stages = layer.explain().parts
-    points = tuple(part.reduced for part in stages)
-    return Candidate("reduced", solver_name(layer), True, small, state.reduced, points)
-
-
-def with_solver(candidate: Candidate, name: str, steps: Steps) -> Candidate:
-    """Return a candidate with coarse steps in the place of its own solver."""
-    network = copy.deepcopy(candidate.network)
-    set_solver(network.get_submodule(name), steps)
-    return Candidate(candidate.kind, str(steps), False, network, candidate.state, candidate.points)
-
-
-def compare(
-    candidates: Sequence[Candidate], name: str, data: DataSet, *, repeats: int = 15, seed: int = 0
-) -> list[Row]:
-    """Measure candidates; the first one is the reference, the full network with its own solver.
+class Measurement:
+    """Measures candidates against one full network, on one data set.
 
     Parameters
     ----------
-    candidates
-        What to compare.
+    full
+        The trained network with its own solver.
     name
-        Name of the ODE layer in all of them.
+        Name of the ODE layer in all networks.
     data
-        Its test part is used here, once.
-    repeats
-        Calls of which the median time is taken.
+        Its test part is used here only.
+    repeats, budget_s
+        Of the timed calls, as in :func:`~torchmor.experiments.timing.compare_times`.
+    timing_threads
+        Threads of the timed calls; everything else uses what torch is set to.
     seed
         Of the bootstrap and of the order of timed calls.
     """
-    networks = {str(i): candidate.network for i, candidate in enumerate(candidates)}
-    images = data.validation.images
-    images = images.repeat(-(-max(BATCHES) // len(images)), *[1] * (images.ndim - 1))
-    states = layer_input(candidates[0].network, name, images)
-    layers, whole = {}, {}
-    with progress("measuring", 2 * len(BATCHES) * (repeats + WARM_UP)) as bar:
-        for batch in BATCHES:
-            calls = {i: _call(network.get_submodule(name), states[:batch]) for i, network in networks.items()}
-            layers[batch] = compare_times(calls, repeats=repeats, seed=seed, progress=bar)
-            calls = {i: _call(network, images[:batch]) for i, network in networks.items()}
-            whole[batch] = compare_times(calls, repeats=repeats, seed=seed, progress=bar)
 
-    reference = predict(candidates[0].network, data.test.images)
-    rows = []
-    for i, candidate in enumerate(candidates):
-        predicted = predict(candidate.network, data.test.images)
-        rows.append(
-            Row(
-                kind=candidate.kind,
-                solver=candidate.solver,
-                own_solver=candidate.own_solver,
-                state=candidate.state,
-                points=candidate.points,
-                evaluations=evaluations(candidate.network, name, images[: max(BATCHES)]),
-                validation_accuracy=validation_accuracy(candidate.network, data),
-                accuracy=accuracy(predicted, data.test.labels),
-                agreement=accuracy(predicted, reference),
-                difference_interval=paired_interval(predicted, reference, data.test.labels, seed=seed),
-                layer={batch: layers[batch][str(i)] for batch in BATCHES},
-                network={batch: whole[batch][str(i)] for batch in BATCHES},
-            )
+    def __init__(
+        self,
+        full: nn.Module,
+        name: str,
+        data: DataSet,
+        *,
+        repeats: int = 15,
+        budget_s: float = 1.0,
+        timing_threads: int = 1,
+        seed: int = 0,
+    ):
+        self.full, self.name, self.data, self.seed = full, name, data, seed
+        self._timing = {"repeats": repeats, "budget_s": budget_s, "seed": seed}
+        self._threads = timing_threads
+        inputs = data.validation.inputs
+        self._inputs = inputs.repeat(-(-max(BATCHES) // len(inputs)), *[1] * (inputs.ndim - 1))[: max(BATCHES)]
+        self._yardstick = solved_by(full, name, YARDSTICK)
+        self._reference = predict(full, data.test.inputs)
+
+    def row(self, candidate: Candidate, *, timed: bool = True) -> Row:
+        """Measure a candidate.
+
+        Raises
+        ------
+        SolverError
+            Its ODE has no solution.
+        """
+        network = solved_by(candidate.network, self.name, candidate.solver)
+        layer = network.get_submodule(self.name)
+        skipped = isinstance(layer, nn.Identity)
+        predicted = self._reference if network is self.full else predict(network, self.data.test.inputs)
+        labels = self.data.test.labels
+        return Row(
+            method=candidate.method,
+            sizes=dict(candidate.sizes),
+            solver="none" if skipped else str(candidate.solver or solver_name(layer)),
+            own_solver=not skipped and candidate.solver is None,
+            evaluations=evaluations(network, self.name, self._inputs),
+            parameters=sum(parameter.numel() for parameter in layer.parameters()),
+            validation_accuracy=validation_accuracy(network, self.data),
+            accuracy=accuracy(predicted, labels),
+            agreement=accuracy(predicted, self._reference),
+            difference_interval=paired_interval(predicted, self._reference, labels, seed=self.seed),
+            layer=self._layer_times(network) if timed else {},
+            network=self._times(network, (self._inputs,), self._yardstick, (self._inputs,)) if timed else {},
         )
-    return rows
+
+    def _layer_times(self, network: nn.Module) -> dict[int, Timing]:
+        of_both = []
+        for whole in (network, self._yardstick):
+            of_both += [whole.get_submodule(self.name), layer_arguments(whole, self.name, self._inputs)]
+        return self._times(*of_both)
+
+    def _times(
+        self, module: nn.Module, arguments: Sequence[Tensor], yardstick: nn.Module, its_arguments: Sequence[Tensor]
+    ) -> dict[int, Timing]:
+        times = {}
+        with threads(self._threads):
+            for batch in BATCHES:
+                calls = {
+                    "candidate": _call(module, arguments, batch),
+                    "yardstick": _call(yardstick, its_arguments, batch),
+                }
+                found = compare_times(calls, **self._timing)
+                times[batch] = found["candidate"].against(found["yardstick"])
+        return times
+
+
+def solved_by(network: nn.Module, name: str, solver: Steps | None) -> nn.Module:
+    """Return a copy of the network whose ODE layer takes these steps; the network itself for None."""
+    if solver is None:
+        return network
+    network = copy.deepcopy(network)
+    set_solver(network.get_submodule(name), solver)
+    return network
+
+
+def size_words(sizes: Mapping[str, int]) -> str:
+    """Return the sizes of a candidate in words, like "r 16, m 32"."""
+    return ", ".join(f"{name} {size:,}" for name, size in sizes.items())
 
 
 def validation_accuracy(network: nn.Module, data: DataSet) -> float:
     """Return the accuracy on validation data, in percent: what choices are made by."""
-    return accuracy(predict(network, data.validation.images), data.validation.labels)
+    return accuracy(predict(network, data.validation.inputs), data.validation.labels)
 
 
-def layer_input(network: nn.Module, name: str, images: Tensor) -> Tensor:
-    """Return the states (batch, …) that a network hands to its ODE layer."""
-    seen: list[Tensor] = []
-    hook = network.get_submodule(name).register_forward_pre_hook(lambda layer, arguments: seen.append(arguments[0]))
+def layer_arguments(network: nn.Module, name: str, inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return what a network hands to its ODE layer: the states (batch, …), and its inputs if it has any."""
+    seen: list[tuple[Tensor, ...]] = []
+    hook = network.get_submodule(name).register_forward_pre_hook(lambda layer, arguments: seen.append(arguments))
     try:
         with torch.no_grad():
-            network(images)
+            network(inputs)
     finally:
         hook.remove()
     return seen[0]
 
 
-def evaluations(network: nn.Module, name: str, images: Tensor) -> int:
+def evaluations(network: nn.Module, name: str, inputs: Tensor) -> int:
     """Count the evaluations of the ODE function in one forward pass."""
     layer = network.get_submodule(name)
     if isinstance(layer, nn.Identity):
@@ -215,7 +257,7 @@ def evaluations(network: nn.Module, name: str, images: Tensor) -> int:
     hook = function.register_forward_hook(counted)
     try:
         with torch.no_grad():
-            network(images)
+            network(inputs)
     finally:
         hook.remove()
     return count
@@ -228,20 +270,37 @@ def adequate(row: Row, reference: Row) -> bool:
 
 def cheapest_full(rows: Sequence[Row]) -> Row:
     """Return the fastest adequate full network at the largest batch: what a reduction has to beat."""
-    return min((r for r in rows if r.kind == "full" and adequate(r, rows[0])), key=lambda r: layer_wall_s(r))
+    return min((row for row in rows if row.method == "full" and adequate(row, rows[0])), key=layer_wall_s)
 
 
 def best_reduced(rows: Sequence[Row]) -> Row:
     """Return the fastest adequate reduced network; without one, the most accurate on validation data."""
-    reduced = [row for row in rows if row.kind == "reduced"]
+    reduced = [row for row in rows if row.ours]
     good = [row for row in reduced if adequate(row, rows[0])]
     return min(good, key=layer_wall_s) if good else max(reduced, key=lambda row: row.validation_accuracy)
 
 
+def on_one_yardstick(rows: Sequence[Row]) -> list[Row]:
+    """Return timed rows with their times scaled to one time of the yardstick, the median of all.
+
+    A machine that is slower for a while is slower for the yardstick too.
+    """
+
+    def scaled(key: str, row: Row) -> dict[int, Timing]:
+        return {batch: timing.scaled(medians[key][batch]) for batch, timing in getattr(row, key).items()}
+
+    medians = {
+        key: {batch: statistics.median(getattr(row, key)[batch].yardstick_s for row in rows) for batch in BATCHES}
+        for key in ("layer", "network")
+    }
+    return [replace(row, layer=scaled("layer", row), network=scaled("network", row)) for row in rows]
+
+
 def layer_wall_s(row: Row, batch: int = max(BATCHES)) -> float:
-    """Return the median time of a row's ODE layer."""
+    """Return the time of a row's ODE layer."""
     return row.layer[batch].wall_s
 
 
-def _call(module: nn.Module, argument: Tensor) -> Callable[[], Tensor]:
-    return lambda: module(argument)
+def _call(module: nn.Module, arguments: Sequence[Tensor], batch: int) -> Callable[[], Tensor]:
+    part = [argument[:batch] for argument in arguments]
+    return lambda: module(*part)

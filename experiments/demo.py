@@ -1,31 +1,32 @@
 """The demo: a convolutional Neural ODE on digits is trained, reduced, compared with coarse solvers, and reported."""
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import nn
 
-from torchmor.adapters import save
-from torchmor.adapters.solve_request import SolvingLayer
+from torchmor.adapters import NetworkReductor, save
+from torchmor.adapters.files import with_layers
 from torchmor.engine.errors import NonFiniteError
+from torchmor.experiments.accuracy_figure import accuracy_against_time
 from torchmor.experiments.comparison import (
     ADEQUATE_POINTS,
     Candidate,
+    Measurement,
     Row,
     best_reduced,
-    compare,
-    full_candidates,
-    layer_input,
-    reduced_candidate,
+    layer_arguments,
+    on_one_yardstick,
+    solved_by,
     validation_accuracy,
-    with_solver,
 )
-from torchmor.experiments.data import DataSet, digits
-from torchmor.experiments.figures import accuracy_against_time, interpolation_points, singular_values, trajectories
+from torchmor.experiments.data.images import digits
+from torchmor.experiments.data.labelled import DataSet
+from torchmor.experiments.figures import interpolation_points, singular_values, trajectories
 from torchmor.experiments.networks import ConvolutionalOde, digits_network
 from torchmor.experiments.progress import progress
 from torchmor.experiments.report import (
@@ -38,11 +39,11 @@ from torchmor.experiments.report import (
     write_report,
     write_rows,
 )
-from torchmor.experiments.solvers import Steps
+from torchmor.experiments.solvers import COARSE, Steps
 from torchmor.experiments.surroundings import surroundings, threads_in_words
 from torchmor.experiments.table import print_table
 from torchmor.experiments.training import train
-from torchmor.experiments.verdict import verdict
+from torchmor.experiments.verdict import size_in_words, verdict
 
 #: Dopri5 makes training three times as long; these steps solve the ODE to about the same tolerance.
 TRAINING_SOLVER = Steps("rk4", 2)
@@ -57,7 +58,7 @@ class Scale:
     epochs
         Passes over the training data.
     sizes
-        Arguments of `reduce_network`, one reduction each.
+        Arguments of `NetworkReductor.reduce`, one reduction each.
     companions
         Coarse solvers that the reduced layers of the best validation accuracy are shown with.
     most_accurate
@@ -142,30 +143,30 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
     clock.tell("reduced", f"its ODE layer to {len(reduced)} sizes, on the {len(data.train):,} training images")
 
     ranked = sorted(reduced, key=lambda candidate: -validation_accuracy(candidate.network, data))[: scale.most_accurate]
-    coarse = [with_solver(candidate, "ode", steps) for candidate in ranked for steps in scale.companions]
-    candidates = [*full_candidates(network, "ode", data.validation.images[:2]), *reduced, *coarse]
-    rows = compare(candidates, "ode", data, repeats=scale.repeats, seed=seed)
+    coarse = [replace(candidate, solver=steps) for candidate in ranked for steps in scale.companions]
+    candidates = [*_unreduced(network, data), *reduced, *coarse]
+    rows = _measured(candidates, network, data, scale, seed)
     clock.tell("measured", f"{len(rows)} networks on {len(data.test)} test images")
 
-    best = candidates[rows.index(best_reduced(rows))]
+    best_row = best_reduced(rows)
+    best = candidates[rows.index(best_row)]
+    marked = solved_by(best.network, "ode", best.solver)
     findings = verdict(rows)
-    before, after = best.network.ode.explain().operations
-    if after > before:
-        findings.append(
-            f"One evaluation of this reduced ODE function takes {after:,} multiply-adds, more than the {before:,} of "
-            "the full one: a convolution is cheap for its size, its reduction is a dense matrix product."
-        )
+    findings.append(_size(network, marked))
     findings += [f"Left out, because the reduced ODE is unstable: {failure}." for failure in failures]
     settings = _settings(command, seed, quick, data, network) | surroundings()
     report, raw, saved = (out / name for name in ("report.html", "rows.jsonl", "reduced.safetensors"))
-    save(best.network, saved)
+    save(marked, saved)
     write_rows(raw, rows, settings)
-    story = _story(data, rows, best, history[-1].loss)
-    pictures = _pictures(data, network, rows, best, reduced)
+    story = _story(data, rows, history[-1].loss)
+    pictures = _pictures(data, network, rows, best_row, marked)
     sections = {"": [Points(findings)], "What was done": story, "The table": [Comparison(rows)], **pictures}
     sections["What the reduction says of itself"] = [
-        Paragraph(f"The explanation of the marked layer, {_words(best)}. It was reduced with its own solver."),
-        Listing(str(best.network.ode.explain())),
+        Paragraph(
+            f"The explanation of the marked layer, of {size_in_words(best_row)} and {best_row.solver}. It was made "
+            "with the layer's own solver."
+        ),
+        Listing(str(marked.ode.explain())),
     ]
     walls = {f"{part} in": f"{wall:.1f} s" for part, wall in clock.wall_s.items()}
     sections["Settings"] = [
@@ -191,14 +192,52 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
 def _reductions(network: ConvolutionalOde, data: DataSet, scale: Scale, seed: int) -> tuple[list[Candidate], list[str]]:
     """Return the reduced networks, and the sizes in words at which the reduced ODE is unstable."""
     reduced, failures = [], []
+    reductor = NetworkReductor(network, "ode", data.train.inputs, seed=seed, progress=False)
     with progress("reducing", len(scale.sizes)) as bar:
         for sizes in scale.sizes:
             try:
-                reduced.append(reduced_candidate(network, "ode", data.train.images, seed=seed, **sizes))
+                small = reductor.reduce(**sizes)
+                state, stage = small.ode.explain().parts
+                found = {"r": state.reduced, "m": stage.reduced}
+                reduced.append(Candidate("pod-deim", found, small))
             except NonFiniteError:
                 failures.append(", ".join(f"{name} {value}" for name, value in sizes.items()))
             bar.advance()
     return reduced, failures
+
+
+def _unreduced(network: ConvolutionalOde, data: DataSet) -> list[Candidate]:
+    """Return the network with its own solver first, then with coarse steps, and last with its ODE layer skipped."""
+    (state,) = layer_arguments(network, "ode", data.validation.inputs[:1])
+    full = [Candidate("full", {"n": state.numel()}, network, steps) for steps in (None, *COARSE)]
+    return [*full, Candidate("skipped", {}, with_layers(network, {"ode": nn.Identity()}))]
+
+
+def _measured(
+    candidates: list[Candidate], network: ConvolutionalOde, data: DataSet, scale: Scale, seed: int
+) -> list[Row]:
+    threads = torch.get_num_threads()
+    measurement = Measurement(
+        network, "ode", data, repeats=scale.repeats, budget_s=math.inf, timing_threads=threads, seed=seed
+    )
+    rows = []
+    with progress("measuring", len(candidates)) as bar:
+        for candidate in candidates:
+            rows.append(measurement.row(candidate))
+            bar.advance()
+    return on_one_yardstick(rows)
+
+
+def _size(network: ConvolutionalOde, marked: nn.Module) -> str:
+    full, small = (sum(p.numel() for p in net.ode.parameters()) for net in (network, marked))
+    before, after = marked.ode.explain().operations
+    text = (
+        f"This reduced layer holds {small:,} numbers, the full one {full:,}; one evaluation of its ODE function takes "
+        f"{after:,} multiply-adds, of the full one {before:,}."
+    )
+    if after < before:
+        return text
+    return text + " A convolution is small and cheap for the size of its state, its reduction is a dense matrix."
 
 
 def _settings(command: str, seed: int, quick: bool, data: DataSet, network: ConvolutionalOde) -> dict[str, str | int]:
@@ -215,12 +254,12 @@ def _settings(command: str, seed: int, quick: bool, data: DataSet, network: Conv
     }
 
 
-def _story(data: DataSet, rows: list[Row], best: Candidate, loss: float) -> list[Paragraph]:
+def _story(data: DataSet, rows: list[Row], loss: float) -> list[Paragraph]:
     full = rows[0]
     return [
         Paragraph(
             f"A small network was trained on {len(data.train):,} images of {data.name}. A convolution with ReLU makes "
-            f"16 channels of an image, the ODE layer moves these {full.state:,} numbers from t = 0 to t = 1 by "
+            f"16 channels of an image, the ODE layer moves these {full.sizes['n']:,} numbers from t = 0 to t = 1 by "
             "y' = tanh(K ∗ y + b) with another convolution K, and a linear map reads the class off the result. While "
             f"training, the ODE layer took {TRAINING_SOLVER}, since its adaptive solver would make training three "
             f"times as long (last loss: {loss:.2g}). From then on the reference is the network with its own solver, "
@@ -243,12 +282,13 @@ def _story(data: DataSet, rows: list[Row], best: Candidate, loss: float) -> list
 
 
 def _pictures(
-    data: DataSet, network: ConvolutionalOde, rows: list[Row], best: Candidate, reduced: list[Candidate]
+    data: DataSet, network: ConvolutionalOde, rows: list[Row], best: Row, marked: nn.Module
 ) -> dict[str, list[Picture]]:
-    layer = best.network.ode
+    layer = marked.ode
     ((stage, points),) = layer.points.items()
-    sizes = {"state": [candidate.state for candidate in reduced], stage: [candidate.points[0] for candidate in reduced]}
-    curves = _curves(network.ode, layer, layer_input(network, "ode", data.validation.images[:1]))
+    reduced = [row for row in rows if row.ours]
+    sizes = {"state": [row.sizes["r"] for row in reduced], stage: [row.sizes["m"] for row in reduced]}
+    arguments = layer_arguments(network, "ode", data.validation.inputs[:1])
     return {
         "Accuracy against time": [
             Picture(
@@ -266,38 +306,20 @@ def _pictures(
         ],
         "Where tanh is evaluated": [
             Picture(
-                interpolation_points(points, layer.state_shape, data.train.images.mean(dim=(0, 1)).numpy()),
-                f"The {len(points)} points of the marked layer among the {rows[0].state:,} components of the state.",
+                interpolation_points(points, layer.state_shape, data.train.inputs.mean(dim=(0, 1)).numpy()),
+                f"The {len(points)} points of the marked layer among the {rows[0].sizes['n']:,} components of the "
+                "state.",
             )
         ],
         "Trajectories": [
             Picture(
-                trajectories(*curves),
+                trajectories(network.ode, layer, arguments),
                 "The six components of the state that move most, for the first validation image: the full layer, and "
-                f"the marked one (r {best.state}, m {best.points[0]}), both solved by {network.ode.method} here.",
+                f"the marked one ({best.size}), both solved by {network.ode.method} here. "
+                "Pixels: (row, column).",
             )
         ],
     }
-
-
-def _words(candidate: Candidate) -> str:
-    return f"of {candidate.state} states, {candidate.points[0]} points and {candidate.solver}"
-
-
-def _curves(full: SolvingLayer, reduced: SolvingLayer, state: Tensor, count: int = 6):
-    """Return times, both layers' states (times, n) from one initial state, and the components that move most."""
-    t = torch.linspace(full.t[0], full.t[-1], 41)
-    states = []
-    for layer in (full, reduced):
-        own = layer.settings
-        layer.output, layer.method, layer.options = "trajectory", full.method, full.options
-        with torch.no_grad():
-            states.append(layer(state, t=t)[:, 0].flatten(1).numpy())
-        layer.settings = own
-    moving = np.argsort(-np.ptp(states[0], axis=0), kind="stable")[:count]
-    places = zip(*np.unravel_index(moving, state.shape[1:]), strict=True)
-    words = (f"channel {channel}, pixel ({row}, {column})" for channel, row, column in places)
-    return t.numpy(), *states, dict(zip(words, map(int, moving), strict=True))
 
 
 class _Clock:

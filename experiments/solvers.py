@@ -1,5 +1,6 @@
 """Coarse solvers: the rivals of every reduction, and its companions."""
 
+import math
 from dataclasses import dataclass
 
 from torchmor.adapters.solve_request import SolvingLayer
@@ -43,4 +44,8 @@ def set_solver(layer: SolvingLayer, steps: Steps) -> None:
 
 def solver_name(layer: SolvingLayer) -> str:
     """Return an ODE layer's own solver in a few words; ``str(layer.settings)`` says all."""
-    return f"{layer.method} steps" if layer.method in TABLEAUX else layer.method
+    if layer.method not in TABLEAUX:
+        return layer.method
+    size = layer.options.get("step_size")
+    count = len(layer.t) - 1 if size is None else abs(layer.t[-1] - layer.t[0]) / size
+    return str(Steps(layer.method, math.ceil(count - 1e-6)))

@@ -1,10 +1,11 @@
 """Wall times, measured so that they can be compared."""
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from torchmor.experiments.progress import Progress
 
 #: Rounds before those that count.
 WARM_UP = 2
+
+#: Rounds that count even when they take longer than the budget.
+FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Timing:
         Number of calls.
     threads
         Threads of torch.
+    yardstick_s
+        Median of another call, always the same one, timed in turns with these.
     """
 
     wall_s: float
@@ -37,12 +43,24 @@ class Timing:
     high_s: float
     repeats: int
     threads: int
+    yardstick_s: float | None = None
+
+    def against(self, yardstick: "Timing") -> "Timing":
+        """Return these times with those of the yardstick that was timed in turns with them."""
+        return replace(self, yardstick_s=yardstick.wall_s)
+
+    def scaled(self, yardstick_s: float) -> "Timing":
+        """Return these times as they would be if the yardstick had taken so long."""
+        factor = yardstick_s / self.yardstick_s
+        times = {key: factor * getattr(self, key) for key in ("wall_s", "low_s", "high_s")}
+        return replace(self, **times, yardstick_s=yardstick_s)
 
 
 def compare_times(
     calls: Mapping[str, Callable[[], Any]],
     *,
     repeats: int = 15,
+    budget_s: float = math.inf,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Timing]:
@@ -57,6 +75,8 @@ def compare_times(
         Name → call without arguments.
     repeats
         Rounds that count; two more before them warm up.
+    budget_s
+        No further round begins after so many seconds, once there are three.
     seed
         Of the orders.
     progress
@@ -70,7 +90,10 @@ def compare_times(
     gc.disable()
     try:
         with torch.no_grad():
+            begin = time.perf_counter()
             for repeat in range(WARM_UP + repeats):
+                if repeat >= WARM_UP + FEWEST and time.perf_counter() - begin > budget_s:
+                    break
                 for i in order.permutation(len(names)):
                     wait()
                     start = time.perf_counter()

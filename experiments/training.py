@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from torchmor.adapters import ODELayer
 from torchmor.experiments.comparison import validation_accuracy
-from torchmor.experiments.data import DataSet
+from torchmor.experiments.data.labelled import DataSet
 from torchmor.experiments.progress import Progress
 from torchmor.experiments.solvers import Steps, set_solver
 
@@ -62,7 +62,7 @@ def train(
     list of Epoch
         One for each epoch.
     """
-    images, labels = data.train.images, data.train.labels
+    images, labels = data.train.inputs, data.train.labels
     order = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
     steps = epochs * -(-len(labels) // batch_size)

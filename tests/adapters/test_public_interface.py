@@ -82,7 +82,8 @@ def test_attributes_of_a_reduced_layer():
 
 
 def test_names():
-    assert set(adapters.__all__) == {*SIGNATURES, "ReducedODELayer"} == set(dir(adapters)) & set(adapters.__all__)
+    names = {*SIGNATURES, "NetworkReductor", "ReducedODELayer"}
+    assert set(adapters.__all__) == names == set(dir(adapters)) & set(adapters.__all__)
     assert adapters.__all__ == sorted(adapters.__all__)
     for name in adapters.__all__:
         assert getattr(adapters, name).__name__ == name

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from networks import NETWORKS, Parts, Tanh, chain, dense
-from torchmor.adapters import ODELayer, ReducedODELayer, collect_snapshots, reduce_network
+from torchmor.adapters import NetworkReductor, ODELayer, ReducedODELayer, collect_snapshots, reduce_network
+from torchmor.adapters import reduce as adapters_reduce
 from torchmor.adapters.calibration import held_out_mask
 from torchmor.adapters.solve_request import METHODS
 from torchmor.engine.errors import (
@@ -77,6 +78,26 @@ def test_full_sizes_reproduce_the_network(entry):
     with pytest.warns(NotReducedWarning, match=r"nothing was reduced.*keep their sizes"):
         same = reduced(entry, network, state_dim=n, points="full")
     torch.testing.assert_close(same(*arguments), network(*arguments), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_one_offline_stage_serves_all_sizes(selection, monkeypatch):
+    """Law: NetworkReductor(…).reduce(…) equals reduce_network(…), whatever was reduced before; snapshots come once."""
+    network, (x,) = dense(12).double(), DENSE.batch(60)
+    collected = []
+    collect = adapters_reduce.collect_snapshots
+    monkeypatch.setattr(
+        adapters_reduce, "collect_snapshots", lambda *args, **kwargs: collected.append(1) or collect(*args, **kwargs)
+    )
+    reductor = NetworkReductor(network, "ode", x, seed=3)
+    shared = {size: reductor.reduce(state_dim=size, points=size + 1, selection=selection) for size in (4, 6, 5)}
+    assert len(collected) == 1
+    for size, small in shared.items():
+        alone = reduce_network(network, "ode", x, state_dim=size, points=size + 1, selection=selection, seed=3)
+        torch.testing.assert_close(small(x), alone(x), rtol=0, atol=1e-11)
+        for stage, points in alone.ode.points.items():
+            assert points.tolist() == small.ode.points[stage].tolist()
+        assert small.ode.explain().errors == pytest.approx(alone.ode.explain().errors, abs=1e-12)
 
 
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])

@@ -23,7 +23,7 @@ from torchmor.adapters.pymor_models import full_order_model
 from torchmor.engine.bases import pod as our_pod
 from torchmor.engine.operators import OdeFunctionOperator
 from torchmor.engine.points import interpolate
-from torchmor.engine.reduction import reduce_model
+from torchmor.engine.reduction import SnapshotReductor
 from torchmor.engine.reductors import OdeLayerReductor
 
 #: Autonomous functions: dense, layered, convolutions, products.
@@ -203,7 +203,7 @@ def test_our_interpolation_of_one_stage_is_pymors_of_the_function(alg):
     name = "dense"
     fom = model(name)
     states = snapshots(name)
-    reduction = reduce_model(fom, states.to_numpy(), state_dim=4, points=5, selection=alg)
+    reduction = SnapshotReductor(fom, states.to_numpy()).reduce(state_dim=4, points=5, selection=alg)
     sampled, f = reduction.interpolations["g1"], OdeFunctionOperator(-fom.operator.chain)
     basis = fom.solution_space.make_array(sampled.basis)
     interpolated = EmpiricalInterpolatedOperator(f, sampled.points, basis, alg == "ei_greedy")

@@ -13,7 +13,7 @@ from torchmor.engine.errors import NonFiniteError, SizeError
 from torchmor.engine.expressions import Expression
 from torchmor.engine.models import ode_layer_model
 from torchmor.engine.points import SELECTIONS, interpolate
-from torchmor.engine.reduction import reduce_model
+from torchmor.engine.reduction import SnapshotReductor
 from torchmor.engine.reductors import OdeLayerReductor
 from torchmor.engine.stages import Stage, StageChain
 from torchmor.engine.time_steppers import RungeKuttaTimeStepper
@@ -70,7 +70,7 @@ def error(fom, reduction, initial):
 def test_full_sizes_reproduce_the_full_model(tanh_network, sizes, selection):
     """r = n and m = n: the trajectories of a tanh network of width n, to 1e-10."""
     fom, snapshots, initial = tanh_network
-    reduction = reduce_model(fom, snapshots, state_dim=sizes[0], points=sizes[1], selection=selection)
+    reduction = SnapshotReductor(fom, snapshots).reduce(state_dim=sizes[0], points=sizes[1], selection=selection)
     assert error(fom, reduction, initial) < 1e-10
     assert [part.reduced for part in reduction.parts] == [16, 16]
     assert all(part.why.startswith("kept") for part in reduction.parts)
@@ -82,7 +82,7 @@ def test_almost_full_sizes(tanh_network, selection):
     """One less than everything projects and interpolates indeed, and is close where the data is rich enough."""
     fom, _, initial = tanh_network
     rich = np.random.default_rng(1).normal(size=(16, 200))
-    reduction = reduce_model(fom, rich, state_dim=15, points=15, selection=selection)
+    reduction = SnapshotReductor(fom, rich).reduce(state_dim=15, points=15, selection=selection)
     assert [part.reduced for part in reduction.parts] == [15, 15]
     assert reduction.bases["state"].shape == (16, 15) and reduction.bases["g1"].shape == (16, 15)
     assert np.isfinite(error(fom, reduction, initial))
@@ -105,7 +105,7 @@ def test_a_basis_of_all_directions_reproduces_the_full_model(tanh_network, selec
 def test_errors_fall_with_the_sizes(layered, selection):
     fom, snapshots, initial = layered
     errors = [
-        error(fom, reduce_model(fom, snapshots, state_dim=r, points=m, selection=selection), initial)
+        error(fom, SnapshotReductor(fom, snapshots).reduce(state_dim=r, points=m, selection=selection), initial)
         for r, m in ((2, 4), (6, 10), (14, 20))
     ]
     assert errors[0] > 3 * errors[1] > 9 * errors[2] and errors[2] < 1e-3
@@ -116,7 +116,7 @@ def test_errors_fall_with_the_sizes(layered, selection):
 def test_energy_rule_chooses_the_sizes(layered, rtol, selection):
     """Every size is the smallest r with ``Σ_{i>r} σ_i² ≤ rtol² Σ σ_i²``, of the states and of each stage's values."""
     fom, snapshots, initial = layered
-    reduction = reduce_model(fom, snapshots, energy_rtol=rtol, selection=selection)
+    reduction = SnapshotReductor(fom, snapshots).reduce(energy_rtol=rtol, selection=selection)
     values = (-fom.operator.chain).evaluate(snapshots)
     for part, data in zip(reduction.parts, (snapshots, values["g1"], values["g2"]), strict=True):
         spectrum = np.linalg.svd(data, compute_uv=False)
@@ -129,7 +129,7 @@ def test_energy_rule_chooses_the_sizes(layered, rtol, selection):
 
 def test_result_is_what_it_says(layered):
     fom, snapshots, initial = layered
-    reduction = reduce_model(fom, snapshots, state_dim=4, points=[6, "full"], selection="qdeim")
+    reduction = SnapshotReductor(fom, snapshots).reduce(state_dim=4, points=[6, "full"], selection="qdeim")
     state, first, second = reduction.parts
     assert (state.name, state.full, state.reduced, state.why) == ("state", 24, 4, "POD, as asked")
     assert (first.name, first.what, first.full, first.reduced, first.why) == (
@@ -159,7 +159,7 @@ def test_stages_of_fewer_components_than_points_are_kept(layered):
     """points=26 samples the stage of 30 components and keeps that of 24."""
     fom = layered[0]
     rich = np.random.default_rng(0).normal(size=(24, 300))
-    _, first, second = reduce_model(fom, rich, state_dim=3, points=26).parts
+    _, first, second = SnapshotReductor(fom, rich).reduce(state_dim=3, points=26).parts
     assert (first.reduced, second.reduced, second.why) == (26, 24, "kept: no more components than points")
 
 
@@ -171,7 +171,7 @@ def test_inputs_and_times_of_the_snapshots_count():
     chain = StageChain(12, 2, (stage,), AffineMap.from_blocks({"y": -np.eye(12), "g1": np.eye(12)}))
     fom = ode_layer_model(chain, RungeKuttaTimeStepper("rk4", TIMES))
     y, u, t = rng.normal(size=(12, 5)), rng.normal(size=(2, 5)), rng.normal(size=5)
-    sampled = reduce_model(fom, y, u, t, state_dim="full", points=5).interpolations["g1"]
+    sampled = SnapshotReductor(fom, y, u, t).reduce(state_dim="full", points=5).interpolations["g1"]
     g = np.sin(argument.linear @ np.vstack([u, t]))
     np.testing.assert_allclose(sampled.lift @ g[sampled.points], g, atol=1e-10)
 
@@ -182,21 +182,21 @@ def test_dead_stage():
     with torch.no_grad():
         f.a.bias.fill_(-50.0)
     fom, snapshots, _ = model(f, 6)
-    reduction = reduce_model(fom, snapshots, energy_rtol=0.1)
+    reduction = SnapshotReductor(fom, snapshots).reduce(energy_rtol=0.1)
     assert reduction.parts[1].why == "kept: zero on all calibration data"
     with pytest.raises(SizeError, match=r"stage 'g1', relu\(a1\): expected values of the stage that are not all zero"):
-        reduce_model(fom, snapshots, state_dim=2, points=2)
+        SnapshotReductor(fom, snapshots).reduce(state_dim=2, points=2)
 
 
 def test_states_that_are_all_zero(layered):
     for sizes in ({"state_dim": 2, "points": "full"}, {"energy_rtol": 0.1}):
         with pytest.raises(SizeError, match="expected calibration states that are not all zero"):
-            reduce_model(layered[0], np.zeros((24, 5)), **sizes)
+            SnapshotReductor(layered[0], np.zeros((24, 5))).reduce(**sizes)
 
 
 def test_one_snapshot(layered):
     fom, snapshots, initial = layered
-    reduction = reduce_model(fom, snapshots[:, :1], energy_rtol=1e-3)
+    reduction = SnapshotReductor(fom, snapshots[:, :1]).reduce(energy_rtol=1e-3)
     assert [part.reduced for part in reduction.parts] == [1, 1, 1]
     assert np.isfinite(error(fom, reduction, initial))
 
@@ -225,22 +225,22 @@ def test_one_snapshot(layered):
 )
 def test_impossible_sizes(layered, sizes, text):
     with pytest.raises(SizeError) as raised:
-        reduce_model(layered[0], layered[1], **sizes)
+        SnapshotReductor(*layered[:2]).reduce(**sizes)
     assert text in str(raised.value)
 
 
 def test_sizes_above_the_rank_of_the_data(layered):
     fom, snapshots, initial = layered
     with pytest.raises(SizeError, match="state_dim at most the numerical rank 4 of the calibration states, got 5"):
-        reduce_model(fom, initial, state_dim=5, points="full")
+        SnapshotReductor(fom, initial).reduce(state_dim=5, points="full")
     text = "stage 'g1', .*numerically 3; got 4: ask for points=3 or fewer"
     with pytest.raises(SizeError, match=text):
-        reduce_model(fom, snapshots[:, :3], state_dim="full", points=4)
+        SnapshotReductor(fom, snapshots[:, :3]).reduce(state_dim="full", points=4)
 
 
 def test_unknown_selection(layered):
     with pytest.raises(ValueError, match="expected selection to be one of deim, qdeim, ei_greedy, got 'omp'"):
-        reduce_model(*layered[:2], state_dim=2, points=2, selection="omp")
+        SnapshotReductor(*layered[:2]).reduce(state_dim=2, points=2, selection="omp")
 
 
 def test_snapshots_that_are_not_finite(layered):
@@ -248,4 +248,19 @@ def test_snapshots_that_are_not_finite(layered):
     snapshots = snapshots.copy()
     snapshots[3, 4] = np.nan
     with pytest.raises(NonFiniteError, match="expected finite snapshots"):
-        reduce_model(fom, snapshots, state_dim=3, points=3)
+        SnapshotReductor(fom, snapshots).reduce(state_dim=3, points=3)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_sizes_do_not_depend_on_reductions_before(layered, selection):
+    """Law: a reduction depends on its arguments and the snapshots alone; the offline stage is shared."""
+    fom, snapshots = layered[:2]
+    shared = SnapshotReductor(fom, snapshots)
+    for r, m in ((5, 9), (3, 4), (5, 12)):
+        alone = SnapshotReductor(fom, snapshots).reduce(state_dim=r, points=m, selection=selection)
+        again = shared.reduce(state_dim=r, points=m, selection=selection)
+        assert alone.parts == again.parts
+        np.testing.assert_array_equal(alone.bases["state"], again.bases["state"])
+        for name, sampled in alone.interpolations.items():
+            np.testing.assert_array_equal(sampled.points, again.interpolations[name].points)
+            np.testing.assert_allclose(sampled.lift, again.interpolations[name].lift, rtol=0, atol=1e-11)

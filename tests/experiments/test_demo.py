@@ -28,10 +28,11 @@ def test_table_has_the_rows_of_an_honest_comparison(demo):
     for name in ("full, dopri5", "full, 1 Euler step", "full, 2 Euler steps", "full, 4 Euler steps"):
         assert names.count(name) == 1
     assert {"full, 1 midpoint step", "full, 1 RK4 step", "ODE layer skipped"} < set(names)
-    assert [(row.state, row.points) for row in outcome.rows if row.name == "reduced, dopri5"] == [
-        (8, (16,)),
-        (32, (64,)),
+    assert [row.sizes for row in outcome.rows if row.name == "POD–DEIM, dopri5"] == [
+        {"r": 8, "m": 16},
+        {"r": 32, "m": 64},
     ]
+    assert outcome.rows[0].sizes == {"n": 1024}
     assert all(name in printed for name in set(names))
 
 

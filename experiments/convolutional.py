@@ -1,0 +1,20 @@
+"""`torchmor convolutional`: image networks with a convolutional ODE layer."""
+
+from torchmor.experiments.candidates import Levels
+from torchmor.experiments.experiment import Experiment
+from torchmor.experiments.networks import CONVOLUTIONAL
+from torchmor.experiments.solvers import COARSE
+
+#: What is compared.
+EXPERIMENT = Experiment(
+    name="convolutional",
+    title="Faster convolutional Neural ODEs",
+    recipes=CONVOLUTIONAL,
+    levels=Levels(
+        sizes=((256, 512), (128, 256), (64, 128), (32, 64), (16, 32), (8, 16)),
+        kept=(14, 12, 10, 8, 4, 2),
+        ranks=(12, 8, 6, 4, 2, 1),
+        dense_ranks=(256, 128, 64, 32, 16, 8),
+    ),
+    coarse=lambda layer: COARSE,
+)
