@@ -56,7 +56,9 @@ _DataDir = Annotated[Path | None, Parameter(help="Folder with downloaded data.")
 _Out = Annotated[Path | None, Parameter(help="Folder for everything that is written.", show_default=False)]
 _Seed = Annotated[int, Parameter(help="Seed of everything that is random.")]
 _Seeds = Annotated[int, Parameter(help="Number of networks of each kind, trained with consecutive seeds.")]
-_Threads = Annotated[int, Parameter(help="Threads of the timed calls; everything else takes all cores.")]
+_Threads = Annotated[
+    int, Parameter(help="Threads of the timed calls; everything else takes all cores, or OMP_NUM_THREADS.")
+]
 _Quick = Annotated[bool, Parameter(negative="", help="Under two minutes, to see it work; the numbers mean little.")]
 
 

@@ -1,6 +1,5 @@
 """The comparison of the literature: accuracy against time of every method, on networks trained on real data."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from torchmor.experiments.progress import Progress, progress
 from torchmor.experiments.results import NetworkResult, Showcase
 from torchmor.experiments.results_file import ResultsFile
 from torchmor.experiments.solvers import Steps
-from torchmor.experiments.surroundings import surroundings, threads, threads_in_words
+from torchmor.experiments.surroundings import surroundings, threads_in_words
 from torchmor.experiments.trained import trained_network
 
 #: Name of the ODE layer in all networks.
@@ -64,7 +63,7 @@ class Scale:
     repeats, budget_s
         Of the timed calls.
     timing_threads
-        Threads of the timed calls; everything else takes all cores.
+        Threads of the timed calls; everything else takes those that torch is set to.
     quick
         Whether this is a run to see that everything works.
     """
@@ -112,13 +111,10 @@ def run_experiment(
     results = ResultsFile(folder / "results.jsonl", settings)
     if results.renamed is not None:
         console.print(f"results of a run with other settings are now in {results.renamed}", highlight=False)
-    with threads(os.cpu_count() or 1):
-        found = [
-            _Run(experiment, recipe, data, folder, scale, results, console).result() for recipe in experiment.recipes
-        ]
-        write_experiment_report(
-            folder, experiment.title, command, found, {"seeds": ", ".join(map(str, scale.seeds)), **settings}
-        )
+    found = [_Run(experiment, recipe, data, folder, scale, results, console).result() for recipe in experiment.recipes]
+    write_experiment_report(
+        folder, experiment.title, command, found, {"seeds": ", ".join(map(str, scale.seeds)), **settings}
+    )
     print_summary(console, found)
     console.print(f"\nReport with pictures: {folder / 'report.html'}", highlight=False, soft_wrap=True)
     return found
