@@ -7,7 +7,7 @@ pyMOR nor SciPy.
 import importlib
 
 _MODULES = {
-    "NetworkReductor": "reduce",
+    "NetworkReductor": "network_reductor",
     "ODELayer": "ode_layer",
     "ReducedODELayer": "reduced_layer",
     "collect_snapshots": "snapshots",

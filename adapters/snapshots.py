@@ -124,9 +124,9 @@ def collect_snapshots(
         raise ValueError(f"expected max_snapshots to be at least 1, got {max_snapshots}")
     if not isinstance(calibration, Calibration):
         calibration = Calibration(calibration, batch_size, batch_to_inputs)
-    reservoir = _Reservoir(max_snapshots)
+    reservoir = SnapshotReservoir(max_snapshots)
     with evaluation(network), layer.observe(reservoir.observe):
-        for batch in _shown(calibration, progress):
+        for batch in shown(calibration, progress, "snapshots"):
             reservoir.start(batch)
             call_network(network, batch)
     if not reservoir.heap:
@@ -137,17 +137,18 @@ def collect_snapshots(
     return reservoir.snapshots()
 
 
-def _shown(calibration: Calibration, progress: bool) -> Iterable[Batch]:
+def shown(calibration: Calibration, progress: bool, words: str) -> Iterable[Batch]:
+    """Return the batches, behind a progress bar where one is asked for and standard error is a terminal."""
     if not (progress and sys.stderr.isatty()):
         return calibration
     from rich.console import Console
     from rich.progress import track
 
     total = calibration.total_batches()
-    return track(calibration, "snapshots", total, console=Console(stderr=True), transient=True)
+    return track(calibration, words, total, console=Console(stderr=True), transient=True)
 
 
-class _Reservoir:
+class SnapshotReservoir:
     """Keeps the snapshots of the smallest thinning keys, in memory for these alone."""
 
     def __init__(self, max_snapshots: int):

@@ -44,7 +44,7 @@ class PodBasis:
 
     def energy_rank(self, rtol: float) -> int:
         """Return the smallest r ≥ 1 with ``Σ_{i>r} σ_i² ≤ rtol² Σ σ_i²``; at most the rank."""
-        return _energy_rank(self.singular_values**2, self.energy, rtol)
+        return energy_rank(self.singular_values**2, self.energy, rtol)
 
 
 def pod(snapshots: np.ndarray, modes: int | None = None, energy_rtol: float | None = None) -> PodBasis:
@@ -100,12 +100,13 @@ def compress(snapshots: np.ndarray, modes: int | None = None, energy_rtol: float
         squares, vectors = spla.eigh(gramian, driver="evd", overwrite_a=True)
     squares, vectors = squares[::-1], vectors[:, ::-1]
     if energy_rtol is not None:
-        count = max(_energy_rank(squares, energy, energy_rtol), SPECTRUM)
+        count = max(energy_rank(squares, energy, energy_rtol), SPECTRUM)
     count = min(count, int(np.sum(squares > squares[0] * n * np.finfo(np.float64).eps)))
     return vectors[:, :count] * np.sqrt(squares[:count])
 
 
-def _energy_rank(squares: np.ndarray, energy: float, rtol: float) -> int:
+def energy_rank(squares: np.ndarray, energy: float, rtol: float) -> int:
+    """Return the smallest r ≥ 1 with ``Σ_{i>r} squares_i ≤ rtol² energy``."""
     # summed from the small end: the tail is what counts, and energy − Σ would drown it in rounding
     beyond = energy - squares.sum()
     tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0) + (beyond if beyond > 1e-12 * energy else 0.0)

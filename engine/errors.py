@@ -57,6 +57,10 @@ class ParameterError(TorchmorError, ValueError):
     """Values of a pyMOR operator's or model's parameters (mu) are missing, superfluous or of the wrong size."""
 
 
+class NothingToReduceError(TorchmorError, ValueError):
+    """No reduction is as accurate and as cheap as asked, or coarse steps of the full layer are better."""
+
+
 class FileFormatError(TorchmorError, ValueError):
     """A saved file is damaged, is no torchmor file, or has a format that this version cannot read."""
 
@@ -67,3 +71,7 @@ class NoRecordError(TorchmorError, AttributeError):
 
 class NotReducedWarning(UserWarning):
     """The requested sizes shrink nothing: the returned layer is not smaller than the original."""
+
+
+class OutsideCalibrationWarning(UserWarning):
+    """A state is farther from the reduced space than those of the calibration data."""

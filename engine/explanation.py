@@ -39,6 +39,28 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A network that the search for sizes tried.
+
+    Parameters
+    ----------
+    sizes
+        "full", or the reduced sizes in words.
+    solver
+        The solver in words.
+    cost
+        Multiply–adds and bytes of a forward pass of the layer, for each sample, in multiply–adds.
+    loss
+        In the metric of the search, on validation data.
+    """
+
+    sizes: str
+    solver: str
+    cost: float
+    loss: float
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What `reduce_network` did to a layer; ``print(layer.explain())`` to read it.
 
@@ -60,6 +82,12 @@ class Explanation:
         Multiply–adds of one evaluation for one sample, (before, after).
     errors
         Relative errors on held-out calibration data, by name.
+    metric
+        What losses are measured by.
+    curve
+        What the search for sizes tried, the full network first; empty for given sizes.
+    chosen
+        The entry of the curve that was taken.
     """
 
     parts: tuple[Part, ...]
@@ -70,6 +98,9 @@ class Explanation:
     evaluations: int
     operations: tuple[int, int]
     errors: dict[str, float]
+    metric: str = "relative"
+    curve: tuple[Trial, ...] = ()
+    chosen: Trial | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the explanation as plain data."""
@@ -78,8 +109,22 @@ class Explanation:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Explanation":
         """Return the explanation of `to_json`."""
-        parts = tuple(Part(**part) for part in data["parts"])
-        return cls(**{**data, "parts": parts, "operations": tuple(data["operations"])})
+        read = {
+            "parts": tuple(Part(**part) for part in data["parts"]),
+            "operations": tuple(data["operations"]),
+            "curve": tuple(Trial(**trial) for trial in data.get("curve", ())),
+            "chosen": Trial(**data["chosen"]) if data.get("chosen") else None,
+        }
+        return cls(**{**data, **read})
+
+    @property
+    def frontier(self) -> list[Trial]:
+        """Entries of the curve that no other beats in cost and loss, the cheapest first."""
+        found: list[Trial] = []
+        for trial in sorted(self.curve, key=lambda trial: (trial.cost, trial.loss)):
+            if not found or trial.loss < found[-1].loss:
+                found.append(trial)
+        return found
 
     def __str__(self):
         header = ("part", "function", "full", "reduced", "dropped energy", "constant", "condition", "why")
@@ -103,10 +148,32 @@ class Explanation:
                 f"one evaluation of the ODE function: {before:,} -> {after:,} multiply-adds for each sample"
                 + (f" ({before / after:.3g} times fewer)" if after and before > after else ""),
                 f"relative error on held-out calibration data: {held_out or 'not measured'}",
-                "dropped energy: relative squared projection error; constant: the interpolation error is at most "
-                "this times the best possible",
+                "dropped energy: relative squared projection error (of a balanced basis: as the output sees it); "
+                "constant: the interpolation error is at most this times the best possible",
+                *self._curve_lines(),
             ]
         )
+
+    def _curve_lines(self) -> list[str]:
+        if not self.curve:
+            return []
+        full = self.curve[0].cost
+        rows = [
+            (
+                f"{trial.sizes}, {trial.solver}",
+                f"{full / trial.cost:.3g}",
+                _short(trial.loss),
+                "chosen" if trial == self.chosen else "",
+            )
+            for trial in self.frontier
+        ]
+        width = max(len(row[0]) for row in rows)
+        return [
+            "",
+            f"search: {len(self.curve)} networks tried on validation data; those that no other beats:",
+            f"{'network'.ljust(width)}  times less cost  loss ({self.metric})",
+            *(f"{name.ljust(width)}  {gain:>15}  {value:>8}  {mark}".rstrip() for name, gain, value, mark in rows),
+        ]
 
     __repr__ = __str__
 

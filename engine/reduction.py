@@ -1,23 +1,41 @@
-"""The classic reduction of an ODE layer's model: POD of the states, empirical interpolation of every stage."""
+"""The reduction of an ODE layer's model: a basis for the states, points for every stage, and operators for both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 
 import numpy as np
 from pymor.core.logger import log_levels
 
+from torchmor.engine.balancing import BalancedBasis, balance
 from torchmor.engine.bases import SPECTRUM, PodBasis, pod
 from torchmor.engine.errors import SizeError
 from torchmor.engine.explanation import Part
+from torchmor.engine.fitting import Training, without
+from torchmor.engine.matching_pursuit import matching_pursuit
 from torchmor.engine.models import OdeLayerModel
-from torchmor.engine.points import NESTED, SELECTIONS, CollateralBasis, interpolate
-from torchmor.engine.reductors import OdeLayerReductor
+from torchmor.engine.points import (
+    NESTED,
+    SELECTIONS,
+    CollateralBasis,
+    collateral_basis,
+    interpolate,
+    oversample,
+    too_many_points,
+)
+from torchmor.engine.reductors import FittedReductor, OdeLayerReductor
 from torchmor.engine.stages import Stage
 
 Size = int | str | None
+
+BASES = ("pod", "balanced")
+FITS = ("interpolation", "least_squares")
+
+#: Balanced bases are computed within so many leading POD modes of the states.
+BALANCING_MODES = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +49,12 @@ class Reduction:
     reductor
         The reductor that built it; its `reconstruct` lifts solutions.
     bases
-        "state" → V (n, r); stage name → collateral basis (size, m). Kept parts have no entry.
-    interpolations
-        Stage name → interpolation.
+        "state" → V (n, r), "test" → W (n, r) where it is another; stage name → collateral basis (size, d), where there
+        is one. Kept parts have no entry.
+    points
+        Stage name → evaluated components (m,).
     singular_values
-        POD singular values of "state" and of each stage that is not kept.
+        Of "state" and of the stages, as far as they were computed: of POD, or of balancing.
     parts
         What became of the state and of the stages.
     """
@@ -43,34 +62,57 @@ class Reduction:
     rom: OdeLayerModel
     reductor: OdeLayerReductor
     bases: dict[str, np.ndarray]
-    interpolations: dict[str, CollateralBasis]
+    points: dict[str, np.ndarray]
     singular_values: dict[str, np.ndarray]
     parts: tuple[Part, ...]
 
 
-class SnapshotReductor:
-    """Reduces the model of an ODE layer by POD–Galerkin with interpolated stages.
+@dataclass(frozen=True, eq=False)
+class _StateBasis:
+    """Bases V and W (n, r), offset c (n,) or None, and how much a derivative of each coordinate matters (r,)."""
 
-    The PODs of the snapshots are computed once and serve reductions of all sizes.
+    trial: np.ndarray
+    test: np.ndarray
+    offset: np.ndarray | None
+    weights: np.ndarray
+
+
+class SnapshotReductor:
+    """Reduces the model of an ODE layer, by snapshots of its states.
+
+    What does not depend on sizes is computed once and serves all of them.
 
     Parameters
     ----------
     fom
         Model of :func:`~torchmor.engine.models.ode_layer_model`.
     y, u, t
-        Snapshots: states (n, k), inputs (p, k), times (k,).
+        Snapshots: states (n, k), inputs (p, k), times (k,); those of a sample are neighbours.
+    gradients
+        Called at most once, for balanced bases: returns gradients (n, l) of the output with respect to states.
 
     References
     ----------
     Lehtimäki, Paunonen, Linne: Accelerating Neural ODEs Using Model Order Reduction, IEEE TNNLS 2022.
     """
 
-    def __init__(self, fom: OdeLayerModel, y: np.ndarray, u: np.ndarray | None = None, t: np.ndarray | float = 0.0):
-        self.fom, self.y, self.u, self.t = fom, y, u, t
+    def __init__(
+        self,
+        fom: OdeLayerModel,
+        y: np.ndarray,
+        u: np.ndarray | None = None,
+        t: np.ndarray | float = 0.0,
+        gradients: Callable[[], np.ndarray] | None = None,
+    ):
+        self.fom, self.y, self.u, self.t = fom, y, u, np.asarray(t, dtype=np.float64)
         self.chain = -fom.operator.chain
+        self._gradients = gradients
         self._values: dict[str, np.ndarray] | None = None
         self._bases: dict[tuple, PodBasis] = {}
+        self._balanced: BalancedBasis | None = None
         self._interpolations: dict[tuple[str, str], CollateralBasis] = {}
+        self._pursuits: dict[tuple, np.ndarray] = {}
+        self._spectra: dict[str, np.ndarray] = {}  # of the bases that the reduction at hand used
 
     def reduce(
         self,
@@ -78,7 +120,9 @@ class SnapshotReductor:
         state_dim: Size = None,
         points: Size | Sequence[Size] = None,
         modes: Size | Sequence[Size] = None,
+        basis: str = "pod",
         selection: str = "deim",
+        fit: str = "interpolation",
         energy_rtol: float | None = None,
     ) -> Reduction:
         """Reduce the model to some sizes.
@@ -93,9 +137,13 @@ class SnapshotReductor:
             Evaluated points of each stage: one size for all, or one for each; a size is an int, "full" or None as
             above.
         modes
-            Collateral basis vectors of each stage; interpolation needs as many as points.
+            Collateral basis vectors of each stage, at most as many as points; None for as many.
+        basis
+            'pod', or 'balanced' (:mod:`torchmor.engine.balancing`).
         selection
-            'deim', 'qdeim' or 'ei_greedy'.
+            'deim', 'qdeim', 'ei_greedy', or 'omp' (:mod:`torchmor.engine.matching_pursuit`).
+        fit
+            'interpolation', or 'least_squares' (:mod:`torchmor.engine.fitting`).
         energy_rtol
             Relative tolerance of the energy rule ``Σ_{i>r} σ_i² ≤ energy_rtol² Σ σ_i²``.
 
@@ -105,87 +153,214 @@ class SnapshotReductor:
             A size is impossible, or missing without `energy_rtol`.
         """
         stages = self.chain.stages
-        state_dim, points, modes = check_sizes(state_dim, points, modes, selection, energy_rtol)
+        state_dim, points, modes = check_request(state_dim, points, modes, basis, selection, fit, energy_rtol)
+        if energy_rtol is None and None in (state_dim, *(points if isinstance(points, list) else [points])):
+            raise SizeError(
+                "expected sizes, or a tolerance to choose them by, got neither for some part: give state_dim and "
+                "points, or energy_rtol=1e-3"
+            )
         if isinstance(state_dim, int) and state_dim > self.chain.state_size:
             raise SizeError(_too_large("state_dim", state_dim, self.chain.state_size))
         sizes = stage_sizes(points, len(stages), "points")
-        for m, d in zip(sizes, stage_sizes(modes, len(stages), "modes"), strict=True):
-            if d is not None and d != m:
-                raise SizeError(f"expected as many modes as points for interpolation, got {d} modes for {m} points")
         if isinstance(points, int) and stages and points > max(stage.size for stage in stages):
             raise SizeError(_too_large("points", points, max(stage.size for stage in stages)))
+        for stage, size in zip(stages, sizes, strict=True):
+            if isinstance(points, list) and isinstance(size, int) and size > stage.size:
+                raise SizeError(_too_large(f"points of stage '{stage.name}'", size, stage.size))
+        vectors = dict(zip((s.name for s in stages), stage_sizes(modes, len(stages), "modes"), strict=True))
 
-        bases, interpolations, singular_values = {}, {}, {}
+        self._spectra = {}
         with log_levels({"pymor": "WARNING"}):
-            r, basis, part = self._state(state_dim, energy_rtol)
-            parts = [part]
-            if r is not None:
-                bases["state"], singular_values["state"] = basis.modes[:, :r], basis.singular_values
-            for stage, size in zip(stages, sizes, strict=True):
-                if isinstance(points, list) and isinstance(size, int) and size > stage.size:
-                    raise SizeError(_too_large(f"points of stage '{stage.name}'", size, stage.size))
-                sampled, basis, part = self._stage(stage, size, selection, energy_rtol)
-                parts.append(part)
-                if basis is not None:
-                    singular_values[stage.name] = basis.singular_values
-                if sampled is not None:
-                    interpolations[stage.name], bases[stage.name] = sampled, sampled.basis
-            trial = None if r is None else self.fom.solution_space.from_numpy(bases["state"])
-            reductor = OdeLayerReductor(self.fom, trial, interpolations)
+            state, state_part = self._state(state_dim, basis, energy_rtol)
+            counts = {s.name: self._points(s, m, energy_rtol) for s, m in zip(stages, sizes, strict=True)}
+            counts = {name: m for name, m in counts.items() if m is not None}
+            sampled: dict[str, np.ndarray] = {}
+            interpolations: dict[str, CollateralBasis] = {}
+            for stage in reversed(stages):  # what a stage has to serve is known when the later ones are done
+                if stage.name not in counts:
+                    continue
+                try:
+                    chosen = self._sample(
+                        stage, counts[stage.name], vectors[stage.name], selection, fit, state, sampled
+                    )
+                except SizeError as error:
+                    raise SizeError(f"stage '{stage.name}', {_words(stage)}: {error}") from None
+                sampled[stage.name] = chosen.points if isinstance(chosen, CollateralBasis) else chosen
+                if isinstance(chosen, CollateralBasis):
+                    interpolations[stage.name] = chosen
+            parts = [
+                self._stage_part(stage, size, sampled, interpolations, selection, energy_rtol)
+                for stage, size in zip(stages, sizes, strict=True)
+            ]
+            reductor = self._reductor(state, sampled, interpolations, fit)
             rom = reductor.reduce()
-        return Reduction(rom, reductor, bases, interpolations, singular_values, tuple(parts))
+        bases = {name: found.basis for name, found in interpolations.items()}
+        if state is not None:
+            bases["state"] = state.trial
+            if state.test is not state.trial:
+                bases["test"] = state.test
+        return Reduction(rom, reductor, bases, sampled, self._spectra, (state_part, *parts))
 
-    def _state(self, state_dim: Size, energy_rtol: float | None) -> tuple[int | None, PodBasis | None, Part]:
+    def _state(self, state_dim: Size, basis: str, energy_rtol: float | None) -> tuple[_StateBasis | None, Part]:
         n = len(self.y)
         if state_dim == "full" or state_dim == n:
             why = "kept: as asked" if state_dim == "full" else "kept: r = n"
-            return None, None, Part("state", "y", n, n, why)
-        basis = self._pod("state", state_dim, energy_rtol)
-        if basis.rank == 0:
+            return None, Part("state", "y", n, n, why)
+        asked = "as asked" if state_dim is not None else f"energy_rtol={energy_rtol:g}"
+        rank = None
+        if basis == "balanced":
+            balanced = self._balance(state_dim)
+            found, rank, name = balanced, balanced.rank, "balanced"
+        else:
+            found, name = self._pod("state", state_dim, energy_rtol), "POD"
+            rank = found.rank
+        if rank == 0:
             raise SizeError(
                 "expected calibration states that are not all zero, got nothing else: calibrate with data that moves "
                 'the state, or state_dim="full"'
             )
-        r = basis.energy_rank(energy_rtol) if state_dim is None else state_dim
-        if r > basis.rank:
+        r = found.energy_rank(energy_rtol) if state_dim is None else state_dim
+        if r > rank:
             raise SizeError(
-                f"expected state_dim at most the numerical rank {basis.rank} of the calibration states, got {r}: ask "
-                f'for {basis.rank} or fewer, or state_dim="full", or calibrate with more varied data'
+                f"expected state_dim at most the numerical rank {rank} of the calibration states, got {r}: ask "
+                f'for {rank} or fewer, or state_dim="full", or calibrate with more varied data'
             )
         if r >= n:
-            return None, None, Part("state", "y", n, n, f"kept: energy_rtol={energy_rtol:g}")
-        why = "POD, " + ("as asked" if state_dim is not None else f"energy_rtol={energy_rtol:g}")
-        return r, basis, Part("state", "y", n, r, why, basis.dropped_energy(r))
+            return None, Part("state", "y", n, n, f"kept: energy_rtol={energy_rtol:g}")
+        part = Part("state", "y", n, r, f"{name}, {asked}", found.dropped_energy(r))
+        if basis == "pod":
+            modes = found.modes[:, :r]
+            return _StateBasis(modes, modes, None, np.ones(r)), part
+        padding = np.full(max(0, r - len(found.singular_values)), found.singular_values[-1:].sum())
+        weights = np.sqrt(np.append(found.singular_values[:r], padding))
+        return _StateBasis(found.trial[:, :r], found.test[:, :r], self._mean, weights), part
 
-    def _stage(
-        self, stage: Stage, size: Size, selection: str, energy_rtol: float | None
-    ) -> tuple[CollateralBasis | None, PodBasis | None, Part]:
-        what = stage.expression.text([f"a{i + 1}" for i in range(stage.expression.arity)])
-
-        def kept(why):
-            return Part(stage.name, what, stage.size, stage.size, f"kept: {why}")
-
+    def _points(self, stage: Stage, size: Size, energy_rtol: float | None) -> int | None:
+        """Return the number of points of a stage, None to keep it."""
         if size == "full" or stage.size == 1 or (isinstance(size, int) and size >= stage.size):
-            return None, None, kept("as asked" if size == "full" else "no more components than points")
-        basis = self._pod(stage.name, size, energy_rtol)
-        if size is None and basis.rank == 0:
-            return None, None, kept("zero on all calibration data")
-        m = basis.energy_rank(energy_rtol) if size is None else size
-        if m >= stage.size:
-            return None, basis, kept(f"energy_rtol={energy_rtol:g}")
-        try:
-            sampled = self._interpolation(stage.name, basis, m, selection)
-        except SizeError as error:
-            raise SizeError(f"stage '{stage.name}', {what}: {error}") from None
+            return None
+        if size is not None:
+            return size
+        basis = self._pod(stage.name, None, energy_rtol)
+        m = basis.energy_rank(energy_rtol)
+        return None if basis.rank == 0 or m >= stage.size else m
+
+    def _sample(
+        self,
+        stage: Stage,
+        m: int,
+        d: int | None,
+        selection: str,
+        fit: str,
+        state: _StateBasis | None,
+        sampled: dict[str, np.ndarray],
+    ) -> CollateralBasis | np.ndarray:
+        """Choose m points of a stage, with an interpolation where d basis vectors or the fit ask for one."""
+        d = m if d is None else d
+        if d > m:
+            raise SizeError(f"expected at most as many modes as points, got {d} modes for {m} points")
+        if selection != "omp":
+            basis = self._pod(stage.name, d, None)
+            found = self._interpolation(stage.name, basis, d, selection)
+            return found if d == m else oversample(found, m)
+        points = self._pursuit(stage, m, state, sampled)
+        if len(points) < m:
+            raise SizeError(too_many_points(m, len(points)))
+        if fit == "least_squares":
+            return points
+        basis = self._pod(stage.name, d, None)
+        if d > basis.rank:
+            raise SizeError(too_many_points(d, basis.rank))
+        return collateral_basis(points, np.ascontiguousarray(basis.modes[:, :d]))
+
+    def _pursuit(self, stage: Stage, m: int, state: _StateBasis | None, sampled: dict[str, np.ndarray]) -> np.ndarray:
+        served = [(name, points.tobytes()) for name, points in sampled.items()]
+        key = (stage.name, None if state is None else state.test.tobytes(), *served)
+        known = self._pursuits.get(key)
+        if known is None or len(known) < m:
+            known = matching_pursuit(self._snapshots(stage.name), self._target(stage, state, sampled), m)
+            self._pursuits[key] = known
+        return known[:m]
+
+    def _target(self, stage: Stage, state: _StateBasis | None, sampled: dict[str, np.ndarray]) -> np.ndarray:
+        """Return what the points of a stage have to explain (q, k): its share of all that reads it.
+
+        That is the projected derivative, weighted by how much it matters, and the arguments of later stages at their
+        points, all of the same weight.
+        """
+        readers = []
+        if stage.name in self.chain.output.sources:
+            if state is None:
+                readers.append(self.chain.output)
+            else:
+                readers.append(self.chain.output.project(state.test * state.weights))
+        for later in self.chain.stages:
+            if stage.name in later.argument.sources:
+                rows = later.rows(sampled[later.name]) if later.name in sampled else None
+                readers.append(later.argument if rows is None else later.argument.restrict(rows))
+        values = {stage.name: self._snapshots(stage.name)}
+        shares = [
+            without(reader, [name for name in reader.sources if name != stage.name]).apply(values) for reader in readers
+        ]
+        shares = [share - share.mean(axis=1, keepdims=True) for share in shares]
+        return np.concatenate([share / max(np.linalg.norm(share), np.finfo(float).tiny) for share in shares])
+
+    def _stage_part(self, stage, size, sampled, interpolations, selection, energy_rtol) -> Part:
+        what = _words(stage)
+        if stage.name not in sampled:
+            if size == "full":
+                why = "as asked"
+            elif size is not None or stage.size == 1:
+                why = "no more components than points"
+            else:
+                zero = self._pod(stage.name, None, energy_rtol).rank == 0
+                why = "zero on all calibration data" if zero else f"energy_rtol={energy_rtol:g}"
+            return Part(stage.name, what, stage.size, stage.size, f"kept: {why}")
+        m, found = len(sampled[stage.name]), interpolations.get(stage.name)
         why = f"{selection}, " + ("as asked" if size is not None else f"energy_rtol={energy_rtol:g}")
-        error, constant, condition = basis.dropped_energy(m), sampled.constant, sampled.condition
-        return sampled, basis, Part(stage.name, what, stage.size, m, why, error, constant, condition)
+        if found is None:
+            return Part(stage.name, what, stage.size, m, why)
+        d = found.basis.shape[1]
+        why += f", {d} modes" if d < m else ""
+        error = self._pod(stage.name, d, energy_rtol if size is None else None).dropped_energy(d)
+        return Part(stage.name, what, stage.size, m, why, error, found.constant, found.condition)
+
+    def _reductor(self, state, sampled, interpolations, fit) -> OdeLayerReductor:
+        space = self.fom.solution_space
+        trial = test = offset = None
+        if state is not None:
+            trial = space.from_numpy(state.trial)
+            test = None if state.test is state.trial else space.from_numpy(state.test)
+            offset = None if state.offset is None else space.from_numpy(state.offset[:, np.newaxis])
+        if fit == "interpolation":
+            return OdeLayerReductor(self.fom, trial, interpolations, test, offset)
+        training = Training(self.y, self.u, self.t, self._stage_values())
+        return FittedReductor(self.fom, trial, sampled, training, test, offset)
+
+    @cached_property
+    def _mean(self) -> np.ndarray:
+        return self.y.mean(axis=1)
+
+    def _balance(self, rank: int | None) -> BalancedBasis:
+        known = self._balanced
+        if known is None or (rank or 0) > known.rank:
+            if self._gradients is None:
+                raise ValueError('expected gradients of the output for basis="balanced", got none')
+            gradients = self._gradients()
+            self._gradients = lambda: gradients
+            key = ("centered state", BALANCING_MODES)
+            if key not in self._bases:
+                self._bases[key] = pod(self.y - self._mean[:, np.newaxis], BALANCING_MODES)
+            self._balanced = balance(self._bases[key], gradients, max(rank or 0, SPECTRUM))
+        self._spectra["state"] = self._balanced.singular_values
+        return self._balanced
 
     def _pod(self, name: str, modes: int | None, energy_rtol: float | None) -> PodBasis:
         """Return the POD of the "state" or of a stage; every request up to 512 modes shares one."""
         key = (name, energy_rtol) if modes is None else (name, max(modes, SPECTRUM))
         if key not in self._bases:
             self._bases[key] = pod(self._snapshots(name), modes, energy_rtol)
+        self._spectra[name] = self._bases[key].singular_values
         return self._bases[key]
 
     def _interpolation(self, name: str, basis: PodBasis, points: int, selection: str) -> CollateralBasis:
@@ -200,13 +375,17 @@ class SnapshotReductor:
     def _snapshots(self, name: str) -> np.ndarray:
         if name == "state":
             return self.y
+        return np.ascontiguousarray(self._stage_values()[name])
+
+    def _stage_values(self) -> dict[str, np.ndarray]:
         if self._values is None:
             self._values = self.chain.evaluate(self.y, self.u, self.t)
-        sizes = {stage.name: stage.size for stage in self.chain.stages}
-        return np.ascontiguousarray(np.broadcast_to(self._values[name], (sizes[name], self.y.shape[1])))
+        return self._values
 
 
-def check_sizes(state_dim, points, modes, selection, energy_rtol) -> tuple[Size, Size | list, Size | list]:
+def check_request(
+    state_dim, points, modes, basis, selection, fit, energy_rtol
+) -> tuple[Size, Size | list, Size | list]:
     """Return state_dim, points and modes as plain ints and lists.
 
     Raises
@@ -214,16 +393,12 @@ def check_sizes(state_dim, points, modes, selection, energy_rtol) -> tuple[Size,
     SizeError, ValueError
         What is asked for is impossible whatever the data.
     """
-    if selection not in SELECTIONS:
-        raise ValueError(f"expected selection to be one of {', '.join(SELECTIONS)}, got {selection!r}")
+    for name, value, allowed in (("basis", basis, BASES), ("selection", selection, SELECTIONS), ("fit", fit, FITS)):
+        if value not in allowed:
+            raise ValueError(f"expected {name} to be one of {', '.join(allowed)}, got {value!r}")
     if energy_rtol is not None and not (isinstance(energy_rtol, Real) and 0 <= energy_rtol < 1):
         raise SizeError(f"expected 0 ≤ energy_rtol < 1, got {energy_rtol!r}")
     state_dim, points, modes = _plain_size(state_dim), _plain(points), _plain(modes)
-    if energy_rtol is None and None in (state_dim, *(points if isinstance(points, list) else [points])):
-        raise SizeError(
-            "expected sizes, or a tolerance to choose them by, got neither for some part: give state_dim and points, "
-            "or energy_rtol=1e-3"
-        )
     return state_dim, points, modes
 
 
@@ -248,6 +423,10 @@ def stage_sizes(sizes: Size | Sequence[Size], count: int, name: str) -> list[Siz
     if len(sizes) != count:
         raise SizeError(f"expected one entry of {name} for each of the {count} stages, got {len(sizes)}: {sizes}")
     return sizes
+
+
+def _words(stage: Stage) -> str:
+    return stage.expression.text([f"a{i + 1}" for i in range(stage.expression.arity)])
 
 
 def _too_large(name, size, full):

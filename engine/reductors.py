@@ -1,9 +1,10 @@
-"""pyMOR reductor for models of ODE layers."""
+"""pyMOR reductors for models of ODE layers."""
 
 import numpy as np
 from pymor.reductors.basic import ProjectionBasedReductor
 
 from torchmor.engine.affine import AffineMap, Lift
+from torchmor.engine.fitting import fit_chain
 from torchmor.engine.models import ode_layer_model
 
 
@@ -50,17 +51,20 @@ class OdeLayerReductor(ProjectionBasedReductor):
 
     def project_operators(self):
         if self.RB is None:
-            chain = (-self.fom.operator.chain).reduce(interpolations=self.interpolations)
-            return {"chain": chain}
+            return {"chain": self.reduced_chain(None, None, None)}
         trial, test = self.bases["RB"].to_numpy(), self.bases["test"].to_numpy()
         offset = None if self.offset is None else self.offset.to_numpy()[:, 0]
         c = np.zeros(len(trial)) if offset is None else offset
         r, n = trial.shape[1], trial.shape[0]
         return {
-            "chain": (-self.fom.operator.chain).reduce(trial, test, offset, self.interpolations),
+            "chain": self.reduced_chain(trial, test, offset),
             "encode": AffineMap(("y",), (n,), test.T, -test.T @ c),
             "decode": AffineMap(("y",), (r,), trial, c),
         }
+
+    def reduced_chain(self, trial, test, offset):
+        """Return the reduced chain for bases (n, r), which are None where the state is kept."""
+        return (-self.fom.operator.chain).reduce(trial, test, offset, self.interpolations)
 
     def project_operators_to_subbasis(self, dims):
         if dims["RB"] != dims["test"]:
@@ -87,3 +91,30 @@ class OdeLayerReductor(ProjectionBasedReductor):
             return u.copy()
         U = super().reconstruct(u, basis)
         return U if self.offset is None else U + self.offset[np.zeros(len(u), dtype=int)]
+
+
+class FittedReductor(OdeLayerReductor):
+    """Petrov–Galerkin projection of an ODE layer's model, with operators fitted to its sampled stages.
+
+    As :class:`OdeLayerReductor`, but what follows a sampled stage is the regression of
+    :func:`~torchmor.engine.fitting.fit_chain` instead of an interpolation.
+
+    Parameters
+    ----------
+    fom, RB, test_basis, offset
+        As in :class:`OdeLayerReductor`.
+    points
+        Stage name → evaluated components.
+    training
+        The :class:`~torchmor.engine.fitting.Training` data.
+    ridge
+        As in :func:`~torchmor.engine.fitting.fit_chain`.
+    """
+
+    def __init__(self, fom, RB, points, training, test_basis=None, offset=None, ridge=None):
+        super().__init__(fom, RB, None, test_basis, offset)
+        self.__auto_init(locals())
+
+    def reduced_chain(self, trial, test, offset):
+        """Return the fitted chain for bases (n, r), which are None where the state is kept."""
+        return fit_chain(-self.fom.operator.chain, trial, test, offset, self.points, self.training, self.ridge)

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from torchmor.adapters import ODELayer, full_order_model, reduce_network
 from torchmor.adapters.atomic import atomic_path
+from torchmor.adapters.steps import COARSE, Steps, set_solver
 from torchmor.engine.bases import pod
 from torchmor.experiments.progress import progress
-from torchmor.experiments.solvers import COARSE, Steps, set_solver
 from torchmor.experiments.surroundings import surroundings, threads, threads_in_words
 from torchmor.experiments.table import milliseconds, ratio
 from torchmor.experiments.timing import compare_times

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.reduced_layer import ReducedODELayer
+from torchmor.adapters.steps import Steps, set_solver, solver_name
 from torchmor.experiments.accuracy import accuracy, paired_interval, predict
 from torchmor.experiments.data.labelled import DataSet
 from torchmor.experiments.methods import METHODS
-from torchmor.experiments.solvers import Steps, set_solver, solver_name
 from torchmor.experiments.surroundings import threads
 from torchmor.experiments.timing import Timing, compare_times
 

@@ -1,9 +1,9 @@
 """`torchmor convolutional`: image networks with a convolutional ODE layer."""
 
+from torchmor.adapters.steps import COARSE
 from torchmor.experiments.candidates import Levels
 from torchmor.experiments.experiment import Experiment
 from torchmor.experiments.networks import CONVOLUTIONAL
-from torchmor.experiments.solvers import COARSE
 
 #: What is compared.
 EXPERIMENT = Experiment(

@@ -11,6 +11,7 @@ from torch import nn
 
 from torchmor.adapters import NetworkReductor, save
 from torchmor.adapters.files import with_layers
+from torchmor.adapters.steps import COARSE, Steps
 from torchmor.engine.errors import NonFiniteError
 from torchmor.experiments.accuracy_figure import accuracy_against_time
 from torchmor.experiments.comparison import (
@@ -39,7 +40,6 @@ from torchmor.experiments.report import (
     write_report,
     write_rows,
 )
-from torchmor.experiments.solvers import COARSE, Steps
 from torchmor.experiments.surroundings import surroundings, threads_in_words
 from torchmor.experiments.table import print_table
 from torchmor.experiments.training import train

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
+from torchmor.adapters.steps import Steps
 from torchmor.engine.errors import TorchmorError
 from torchmor.experiments.candidates import Compression, Job, Levels
 from torchmor.experiments.comparison import Candidate, Measurement, Row, adequate, on_one_yardstick, size_words
@@ -19,7 +20,6 @@ from torchmor.experiments.networks import NetworkRecipe
 from torchmor.experiments.progress import Progress, progress
 from torchmor.experiments.results import NetworkResult, Showcase
 from torchmor.experiments.results_file import ResultsFile
-from torchmor.experiments.solvers import Steps
 from torchmor.experiments.surroundings import surroundings, threads_in_words
 from torchmor.experiments.trained import trained_network
 

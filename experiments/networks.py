@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from torchmor.adapters import ODELayer
+from torchmor.adapters.steps import Steps
 from torchmor.experiments.data.labelled import DataSet
-from torchmor.experiments.solvers import Steps
 
 #: Channels of the state of the convolutional networks, and units of the recurrent ones.
 CHANNELS, UNITS = 16, 256

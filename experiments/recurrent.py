@@ -2,10 +2,10 @@
 
 from torch import nn
 
+from torchmor.adapters.steps import COARSE, Steps
 from torchmor.experiments.candidates import Levels
 from torchmor.experiments.experiment import Experiment
 from torchmor.experiments.networks import RECURRENT
-from torchmor.experiments.solvers import COARSE, Steps
 
 
 def _coarse(layer: nn.Module) -> list[Steps]:

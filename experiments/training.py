@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from torchmor.adapters import ODELayer
+from torchmor.adapters.steps import Steps, set_solver
 from torchmor.experiments.comparison import validation_accuracy
 from torchmor.experiments.data.labelled import DataSet
 from torchmor.experiments.progress import Progress
-from torchmor.experiments.solvers import Steps, set_solver
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from torchmor.adapters import ODELayer
+from torchmor.adapters.steps import Steps, set_solver
 from torchmor.engine.errors import SizeError, UnsupportedOperationError
 from torchmor.experiments.baselines import prune_neurons, prune_structure, truncate_weights
 from torchmor.experiments.baselines.svd import low_rank
 from torchmor.experiments.networks import RecurrentFunction, RecurrentOde
-from torchmor.experiments.solvers import Steps, set_solver
 
 AFFINE = {
     "linear": (lambda: nn.Linear(8, 8), (8,)),

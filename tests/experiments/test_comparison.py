@@ -10,6 +10,7 @@ from torch import nn
 from fake_results import make_row, timing
 from torchmor.adapters import ODELayer
 from torchmor.adapters.files import with_layers
+from torchmor.adapters.steps import Steps
 from torchmor.experiments.comparison import (
     Candidate,
     Measurement,
@@ -21,7 +22,6 @@ from torchmor.experiments.comparison import (
     solved_by,
 )
 from torchmor.experiments.data.labelled import DataSet, Labelled
-from torchmor.experiments.solvers import Steps
 from torchmor.experiments.timing import Timing
 
 

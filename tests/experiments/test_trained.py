@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from torchmor.adapters.steps import Steps
 from torchmor.engine.errors import FileFormatError
 from torchmor.experiments.data.labelled import DataSet, Labelled
 from torchmor.experiments.networks import CONVOLUTIONAL, RECURRENT, Training
-from torchmor.experiments.solvers import Steps
 from torchmor.experiments.trained import trained_network
 
 

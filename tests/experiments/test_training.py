@@ -2,11 +2,11 @@
 
 import torch
 
+from torchmor.adapters.steps import Steps
 from torchmor.experiments.comparison import evaluations
 from torchmor.experiments.data.images import digits
 from torchmor.experiments.data.labelled import DataSet
 from torchmor.experiments.networks import digits_network
-from torchmor.experiments.solvers import Steps
 from torchmor.experiments.training import train
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from torchmor.adapters import ODELayer
-from torchmor.experiments.solvers import Steps, set_solver, solver_name
+from torchmor.adapters.steps import Steps, set_solver, solver_name
 
 
 @pytest.mark.parametrize(

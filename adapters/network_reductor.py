@@ -1,0 +1,303 @@
+"""Reductions of an ODE layer of a trained network, to any sizes, with one offline stage for all."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchmor.adapters.arrays import to_tensor
+from torchmor.adapters.calibration import Calibration
+from torchmor.adapters.conversion import chain_to_module
+from torchmor.adapters.cost import run_cost
+from torchmor.adapters.files import with_layers
+from torchmor.adapters.gradients import Objective, classes_objective, output_gradients, values_objective
+from torchmor.adapters.metrics import Metric, check_metric
+from torchmor.adapters.ode_layer import ODELayer, find_layer
+from torchmor.adapters.pymor_models import full_order_model
+from torchmor.adapters.reduced_layer import ReducedODELayer
+from torchmor.adapters.size_search import Candidate, choices, choose
+from torchmor.adapters.snapshots import Snapshots, collect_snapshots
+from torchmor.adapters.steps import COARSE, Steps, set_solver, solver_name
+from torchmor.adapters.validation import HELD_OUT_SAMPLES, LabelledBatches, Validation
+from torchmor.engine.affine import AffineMap
+from torchmor.engine.errors import (
+    NotReducedWarning,
+    SizeError,
+    UnknownLayerError,
+    UnsupportedOperationError,
+)
+from torchmor.engine.explanation import Explanation, Trial
+from torchmor.engine.models import OdeLayerModel
+from torchmor.engine.reduction import Size, SnapshotReductor, check_request
+
+
+class NetworkReductor:
+    """Reduces an ODE layer of a trained network to several sizes, with one offline stage for all.
+
+    Law: ``NetworkReductor(network, name, calibration, …).reduce(…)`` equals ``reduce_network(network, name,
+    calibration, …)``, whatever was reduced before. Snapshots, gradients and bases are computed when they are first
+    needed.
+
+    Parameters
+    ----------
+    network, name, calibration, metric, objective, validation, batch_to_inputs, batch_size, seed, progress
+        As in :func:`~torchmor.adapters.reduce_network`.
+
+    Raises
+    ------
+    UnknownLayerError, CalibrationError, UnsupportedOperationError
+        As in :func:`~torchmor.adapters.reduce_network`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        calibration: Any,
+        *,
+        metric: Metric = "relative",
+        objective: Objective | None = None,
+        validation: Any = None,
+        batch_to_inputs: Callable[[Any], Any] | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress: bool = True,
+    ):
+        _find_layer(network, name)
+        self.network, self.name, self.seed, self.progress = network, name, seed, progress
+        self.metric, self.objective = check_metric(metric), objective
+        self._calibration, held_out = Calibration(calibration, batch_size, batch_to_inputs, seed).split(seed)
+        if metric == "accuracy" and validation is None:
+            raise ValueError(
+                'expected validation batches (inputs, labels) for metric="accuracy", got none: pass '
+                'validation=(inputs, labels), or use metric="agreement", which needs no labels'
+            )
+        self._held_out = Validation(self._copy, name, _Unlabelled(held_out), HELD_OUT_SAMPLES)
+        if validation is None:
+            self._validation = self._held_out
+        elif metric == "accuracy":
+            batches = LabelledBatches(validation, batch_size, batch_to_inputs)
+            self._validation = Validation(self._copy, name, batches)
+        else:
+            batches = _Unlabelled(Calibration(validation, batch_size, batch_to_inputs, seed))
+            self._validation = Validation(self._copy, name, batches)
+
+    def reduce(
+        self,
+        *,
+        state_dim: Size = None,
+        points: Size | Sequence[Size] = None,
+        modes: Size | Sequence[Size] = None,
+        basis: str = "balanced",
+        selection: str = "omp",
+        fit: str = "least_squares",
+        energy_rtol: float | None = None,
+        max_loss: float | None = 0.005,
+        speedup: float | None = None,
+    ) -> nn.Module:
+        """Return a copy of the network with the layer reduced, as :func:`~torchmor.adapters.reduce_network` does."""
+        state_dim, points, modes = check_request(state_dim, points, modes, basis, selection, fit, energy_rtol)
+        method = {"basis": basis, "selection": selection, "fit": fit}
+        sizes = {"state_dim": state_dim, "points": points, "modes": modes, "energy_rtol": energy_rtol, **method}
+        missing = None in (state_dim, *(points if isinstance(points, list) else [points]))
+        if energy_rtol is None and missing:
+            return self._searched(sizes, max_loss, speedup, method)
+        small, reduction = self._reduced(sizes)
+        return self._finished(small, reduction, method)
+
+    def _searched(self, sizes: dict[str, Any], max_loss, speedup, method) -> nn.Module:
+        """Return the cheapest copy within a loss, or the best of those that are so much cheaper."""
+        full = self._full_trials
+        affordable = float("inf") if speedup is None else full[0].trial.cost / speedup
+        trials: list[Candidate] = []
+        for state_dim, points, least_cost in choices(sizes["state_dim"], sizes["points"], self._offline[3].chain):
+            if least_cost > affordable:
+                break
+            try:
+                small, _ = self._reduced({**sizes, "state_dim": state_dim, "points": points})
+            except SizeError:  # more than the calibration data spans
+                continue
+            for steps in (None, *COARSE):
+                trials.append(self._trial(small, steps, state_dim, points))
+                if speedup is None and trials[-1].trial.loss <= max_loss:
+                    affordable = min(affordable, trials[-1].trial.cost)
+        chosen = choose(trials, full, max_loss, speedup, self.metric)
+        small, reduction = self._reduced({**sizes, "state_dim": chosen.state_dim, "points": chosen.points})
+        if chosen.steps is not None:
+            set_solver(small.get_submodule(self.name), chosen.steps)
+        curve = tuple(candidate.trial for candidate in (*full, *trials))
+        return self._finished(small, reduction, method, curve, chosen.trial)
+
+    @cached_property
+    def _full_trials(self) -> list[Candidate]:
+        return [self._trial(self._copy, steps, None, None) for steps in (None, *COARSE)]
+
+    def _trial(self, network: nn.Module, steps: Steps | None, state_dim, points) -> Candidate:
+        layer = network.get_submodule(self.name)
+        if steps is not None:
+            network = copy.deepcopy(network)
+            layer = network.get_submodule(self.name)
+            set_solver(layer, steps)
+        example = self._offline[1]
+        loss = self._validation.loss(self.metric, network)
+        name = solver_name(layer)
+        return Candidate(state_dim, points, steps, Trial(_words(state_dim, points), name, example.cost(layer), loss))
+
+    def _reduced(self, sizes: dict[str, Any]):
+        """Return a copy of the network with the layer reduced to these sizes, and the reduction."""
+        layer, example, _, reductor = self._offline
+        reduction = reductor.reduce(**sizes)
+        reduced = _reduced_layer(layer, reductor.fom, reduction, example)
+        return with_layers(self.network, {self.name: reduced}), reduction
+
+    def _finished(self, small, reduction, method, curve=(), chosen=None) -> nn.Module:
+        """Give a reduced network its explanation and record."""
+        layer, example, snapshots, reductor = self._offline
+        reduced = small.get_submodule(self.name)
+        if all(part.reduced >= part.full for part in reduction.parts):
+            warnings.warn(
+                f"nothing was reduced: state and stages keep their sizes {[part.full for part in reduction.parts]}; "
+                "ask for smaller state_dim or points, or a larger energy_rtol",
+                NotReducedWarning,
+                stacklevel=4,
+            )
+        reduced.explanation = Explanation(
+            parts=reduction.parts,
+            method=method,
+            solver=str(reduced.settings),
+            snapshots=len(snapshots),
+            samples=len(set(snapshots.sample)),
+            evaluations=max(snapshots.nfe),
+            operations=(_operations(layer.function, example), _operations(reduced.ode, example, reduced)),
+            errors=self._held_out.errors(small),
+            metric=self.metric if isinstance(self.metric, str) else "a function",
+            curve=curve,
+            chosen=chosen,
+        )
+        reduced.record(
+            fom=reductor.fom,
+            bases=reduction.bases,
+            singular_values=reduction.singular_values,
+            points=reduction.points,
+        )
+        return small
+
+    @cached_property
+    def _copy(self) -> nn.Module:
+        return _copied(self.network)  # calibration moves counters and caches of a copy only
+
+    @cached_property
+    def _offline(self) -> tuple[ODELayer, _Example, Snapshots, SnapshotReductor]:
+        layer, example = self._copy.get_submodule(self.name), _Example()
+        with layer.observe(example):
+            snapshots = collect_snapshots(self._copy, self.name, self._calibration, progress=self.progress)
+        fom = full_order_model(layer, example.y, example.u)
+        u = None if example.u is None else snapshots.u
+        return layer, example, snapshots, SnapshotReductor(fom, snapshots.y, u, snapshots.t, self._gradients)
+
+    def _gradients(self):
+        generator = torch.Generator().manual_seed(self.seed)
+        classes = self.metric in ("agreement", "accuracy")
+        objective = self.objective or (classes_objective if classes else values_objective)(generator)
+        return output_gradients(self._copy, self.name, self._calibration, objective, progress=self.progress)
+
+
+class _Unlabelled:
+    """Batches of calibration data, with no labels."""
+
+    def __init__(self, calibration: Calibration):
+        self.calibration = calibration
+
+    def __iter__(self):
+        return ((batch, None) for batch in self.calibration)
+
+
+def _words(state_dim, points) -> str:
+    if state_dim is None:
+        return "full"
+    size = ", ".join(map(str, points)) if isinstance(points, list) else str(points)
+    return f"state {state_dim}, points {size}"
+
+
+def _find_layer(network: nn.Module, name: str) -> ODELayer:
+    for value, kind in ((network, nn.Module), (name, str)):
+        if not isinstance(value, kind):
+            raise TypeError(
+                "expected reduce_network(network, name, calibration) with a module and the name of its ODE layer as "
+                f"in network.named_modules(), got {value!r}"
+            )
+    if isinstance(dict(network.named_modules(remove_duplicate=False)).get(name), ReducedODELayer):
+        raise UnknownLayerError(
+            f"expected an ODELayer as {name!r}, got a layer that is reduced already: reduce the original network "
+            "again, with other sizes"
+        )
+    return find_layer(network, name)
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except RuntimeError as error:
+        raise UnsupportedOperationError(
+            f"expected a network that can be copied, got one that cannot ({error}): detach tensors that it keeps from "
+            "earlier calls"
+        ) from error
+
+
+@dataclass(eq=False)
+class _Example:
+    """Keeps some states, and their inputs, of the first evaluation of the ODE function."""
+
+    t: Tensor | None = None
+    y: Tensor | None = None
+    u: Tensor | None = None
+
+    def __call__(self, t, y, u):
+        if self.y is None:
+            self.t, self.y, self.u = t.clone(), y[:4].clone(), None if u is None else u[:4].clone()
+
+    def cost(self, layer: nn.Module) -> float:
+        """Return what a forward pass of the layer costs for a sample, with an input that stays as it is."""
+        return run_cost(layer, self.y) if self.u is None else run_cost(layer, self.y, lambda t: self.u)
+
+
+def _reduced_layer(layer: ODELayer, fom: OdeLayerModel, reduction, example: _Example) -> ReducedODELayer:
+    dtype, device = example.y.dtype, example.y.device
+    projected = "state" in reduction.bases
+    reduced = ReducedODELayer(
+        layer.settings,
+        tuple(example.y.shape[1:]),
+        chain_to_module(-reduction.rom.operator.chain, dtype, device),
+        reduction.bases["state"].shape[1] if projected else None,
+        "none" if example.u is None else "required",
+    )
+    if projected:
+        _fill(reduced.encode, reduction.rom.initial_data.encode)
+        _fill(reduced.decode, reduction.rom.output_functional.chain.output)
+    return reduced
+
+
+def _fill(linear: nn.Linear, affine: AffineMap) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(to_tensor(affine.linear, linear.weight.dtype, linear.weight.device))
+        linear.bias.copy_(to_tensor(affine.shift, linear.bias.dtype, linear.bias.device))
+
+
+def _operations(f: nn.Module, example: _Example, reduced: ReducedODELayer | None = None) -> int:
+    """Multiply–adds of the matrix products and convolutions of one evaluation for one sample."""
+    y, u = example.y[:1], None if example.u is None else example.u[:1]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        if reduced is None:
+            f = copy.deepcopy(f).eval()  # its own counters do not move
+            f(example.t, y, u)
+        else:
+            f(y.new_zeros(1, reduced.ode.state_size), u, example.t)
+    return counter.get_total_flops() // 2
