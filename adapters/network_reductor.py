@@ -25,7 +25,7 @@ from torchmor.adapters.pymor_models import full_order_model
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.size_search import Candidate, choices, choose
 from torchmor.adapters.snapshots import Snapshots, collect_snapshots
-from torchmor.adapters.steps import COARSE, Steps, set_solver, solver_name
+from torchmor.adapters.steps import COARSE, Steps, set_solver, solved_by, solver_name
 from torchmor.adapters.validation import HELD_OUT_SAMPLES, LabelledBatches, Validation
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import (
@@ -141,11 +141,8 @@ class NetworkReductor:
         return [self._trial(self._copy, steps, None, None) for steps in (None, *COARSE)]
 
     def _trial(self, network: nn.Module, steps: Steps | None, state_dim, points) -> Candidate:
+        network = solved_by(network, self.name, steps)
         layer = network.get_submodule(self.name)
-        if steps is not None:
-            network = copy.deepcopy(network)
-            layer = network.get_submodule(self.name)
-            set_solver(layer, steps)
         example = self._offline[1]
         loss = self._validation.loss(self.metric, network)
         name = solver_name(layer)

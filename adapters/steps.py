@@ -1,7 +1,10 @@
 """Coarse solvers: the rivals of every reduction, and its companions."""
 
+import copy
 import math
 from dataclasses import dataclass
+
+from torch import nn
 
 from torchmor.adapters.solve_request import SolvingLayer
 from torchmor.engine.tableaux import TABLEAUX
@@ -49,3 +52,12 @@ def solver_name(layer: SolvingLayer) -> str:
     size = layer.options.get("step_size")
     count = len(layer.t) - 1 if size is None else abs(layer.t[-1] - layer.t[0]) / size
     return str(Steps(layer.method, math.ceil(count - 1e-6)))
+
+
+def solved_by(network: nn.Module, name: str, steps: Steps | None) -> nn.Module:
+    """Return a copy of a network whose ODE layer takes these steps; the network itself for None."""
+    if steps is None:
+        return network
+    network = copy.deepcopy(network)
+    set_solver(network.get_submodule(name), steps)
+    return network

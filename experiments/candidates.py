@@ -7,14 +7,31 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from torchmor.adapters.distillation import distill
 from torchmor.adapters.files import with_layers
-from torchmor.adapters.reduce import NetworkReductor
+from torchmor.adapters.network_reductor import NetworkReductor
+from torchmor.adapters.steps import Steps, solved_by
 from torchmor.experiments.baselines import prune_neurons, prune_structure, truncate_weights
 from torchmor.experiments.data.labelled import DataSet
 
 #: Methods of model order reduction, with what they ask of `reduce_network`.
-SELECTIONS = {"pod-deim": "deim", "pod-qdeim": "qdeim", "pod-ei-greedy": "ei_greedy"}
+CLASSIC = {"basis": "pod", "fit": "interpolation"}
+REDUCTIONS = {
+    "pod-deim": {**CLASSIC, "selection": "deim"},
+    "pod-qdeim": {**CLASSIC, "selection": "qdeim"},
+    "pod-ei-greedy": {**CLASSIC, "selection": "ei_greedy"},
+    "fitted": {},
+}
 
+#: Reductions without points.
+GALERKIN = {"pod-galerkin": "pod", "balanced-galerkin": "balanced"}
+
+#: EI-greedy takes long for more points.
+GREEDY_POINTS = 256
+
+#: Distillation takes about so many steps of gradient descent, but no more than so many epochs.
+DISTILLATION_STEPS, DISTILLATION_EPOCHS = 8000, 100
+DISTILLATION_BATCH = 128
 
 #: The layer's own solver takes long: only every third level of a method is measured with it too.
 LEVELS_PER_OWN = 3
@@ -38,6 +55,13 @@ class Levels:
         Names of the layers within the ODE function whose weights are truncated; None for all.
     calibration
         Training samples that reductions and pruning see.
+    distilled
+        Sizes of the reductions that are distilled, on all training inputs; the first one for every seed, the others for
+        the first seed.
+    distilled_solver
+        Their solver; None for that of the other compressed networks.
+    teacher
+        Steps of the full network that teaches; None for its own solver.
     """
 
     sizes: Sequence[tuple[int, int]]
@@ -46,6 +70,9 @@ class Levels:
     dense_ranks: Sequence[int]
     weights: Sequence[str] | None = None
     calibration: int = 2000
+    distilled: Sequence[tuple[int, int]] = ()
+    distilled_solver: Steps | None = None
+    teacher: Steps | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +87,15 @@ class Job:
         Makes it.
     own_solver
         Whether it is measured with the layer's own solver too.
+    solver
+        The only solver that it is measured with; None for the usual ones.
     """
 
     method: str
     sizes: Mapping[str, int]
     make: Callable[[], nn.Module]
     own_solver: bool = True
+    solver: Steps | None = None
 
 
 class SkippedLayer(nn.Identity):
@@ -99,17 +129,34 @@ class Compression:
         self.network, self.name, self.levels = network, name, levels
         chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[: levels.calibration]
         self.calibration = data.train.inputs[chosen]
-        self.reductor = NetworkReductor(network, name, self.calibration, seed=seed, progress=False)
+        self.data, self.seed = data, seed
+        self.reductor = NetworkReductor(network, name, self.calibration, metric="agreement", seed=seed, progress=False)
 
-    def jobs(self) -> Iterator[Job]:
-        """Yield the networks to make, by method."""
+    def jobs(self, companion: Steps | None, first: bool) -> Iterator[Job]:
+        """Yield the networks to make, by method.
+
+        Parameters
+        ----------
+        companion
+            Coarse solver of the compressed networks; None for the layer's own.
+        first
+            Whether this is the first seed.
+        """
         network, name, levels = self.network, self.name, self.levels
         yield Job("skipped", {}, lambda: with_layers(network, {name: SkippedLayer()}))
-        for method, selection in SELECTIONS.items():
+        for method, arguments in REDUCTIONS.items():
             for i, (r, m) in enumerate(levels.sizes):
-                yield Job(method, {"r": r, "m": m}, self._reduce(r, m, selection), i % LEVELS_PER_OWN == 0)
-        for i, r in enumerate(dict.fromkeys(r for r, _ in levels.sizes)):
-            yield Job("pod-galerkin", {"r": r}, self._reduce(r, "full", "deim"), i % LEVELS_PER_OWN == 0)
+                if method != "pod-ei-greedy" or m <= GREEDY_POINTS:
+                    yield Job(method, {"r": r, "m": m}, self._reduce(r, m, **arguments), i % LEVELS_PER_OWN == 0)
+        for method, basis in GALERKIN.items():
+            for i, r in enumerate(dict.fromkeys(r for r, _ in levels.sizes)):
+                make = self._reduce(r, "full", **{**CLASSIC, "basis": basis, "selection": "deim"})
+                yield Job(method, {"r": r}, make, i % LEVELS_PER_OWN == 0 and basis == "pod")
+        solver = levels.distilled_solver or companion
+        for r, m in levels.distilled if first else levels.distilled[:1]:
+            for method in ("distilled", "control"):
+                make = self._distill(r, m, solver, random=method == "control")
+                yield Job(method, {"r": r, "m": m}, make, solver is None, solver)
 
         example = self.calibration[:2]
         together = (
@@ -131,7 +178,36 @@ class Compression:
     def showcase(self) -> dict[str, nn.Module]:
         """Return the network reduced with each selection of points, to one of the middle sizes."""
         r, m = self.levels.sizes[len(self.levels.sizes) // 2]
-        return {method: self._reduce(r, m, selection)() for method, selection in SELECTIONS.items()}
+        return {method: self._reduce(r, m, **arguments)() for method, arguments in REDUCTIONS.items()}
 
-    def _reduce(self, r: int, m: int | str, selection: str) -> Callable[[], nn.Module]:
-        return lambda: self.reductor.reduce(state_dim=r, points=m, selection=selection)
+    def _reduce(self, r: int, m: int | str, **arguments: str) -> Callable[[], nn.Module]:
+        return lambda: self.reductor.reduce(state_dim=r, points=m, **arguments)
+
+    def _distill(self, r: int, m: int, solver: Steps | None, random: bool) -> Callable[[], nn.Module]:
+        def make() -> nn.Module:
+            start = solved_by(self.reductor.reduce(state_dim=r, points=m), self.name, solver)
+            if random:
+                randomise(start.get_submodule(self.name), self.seed)
+            inputs = self.data.train.inputs
+            return distill(
+                solved_by(self.network, self.name, self.levels.teacher),
+                start,
+                inputs,
+                validation=self.data.validation.inputs,
+                epochs=min(DISTILLATION_EPOCHS, -(-DISTILLATION_STEPS * DISTILLATION_BATCH // len(inputs))),
+                batch_size=DISTILLATION_BATCH,
+                seed=self.seed,
+                progress=False,
+            )
+
+        return make
+
+
+def randomise(layer: nn.Module, seed: int) -> None:
+    """Draw all weights and biases anew, uniformly up to 1/√(number of inputs), as torch starts its linear layers."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in layer.modules():
+            for parameter in module.parameters(recurse=False):
+                bound = max(1, module.weight.shape[1]) ** -0.5
+                parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)

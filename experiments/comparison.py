@@ -1,6 +1,5 @@
 """An honest comparison: networks are candidates, and every candidate is measured alike."""
 
-import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.reduced_layer import ReducedODELayer
-from torchmor.adapters.steps import Steps, set_solver, solver_name
-from torchmor.experiments.accuracy import accuracy, paired_interval, predict
+from torchmor.adapters.steps import Steps, solved_by, solver_name
+from torchmor.experiments.accuracy import accuracy, packed, paired_interval, predict
 from torchmor.experiments.data.labelled import DataSet
 from torchmor.experiments.methods import METHODS
 from torchmor.experiments.surroundings import threads
@@ -80,6 +79,8 @@ class Row:
     layer, network
         Times of the ODE layer, encoding and decoding included, and of the whole network, by batch size; empty if not
         measured.
+    correct
+        Which test samples get the right class, :func:`~torchmor.experiments.accuracy.packed`: to compare rows in pairs.
     """
 
     method: str
@@ -94,6 +95,7 @@ class Row:
     difference_interval: tuple[float, float]
     layer: dict[int, Timing]
     network: dict[int, Timing]
+    correct: str = ""
 
     @property
     def ours(self) -> bool:
@@ -188,6 +190,7 @@ class Measurement:
             difference_interval=paired_interval(predicted, self._reference, labels, seed=self.seed),
             layer=self._layer_times(network) if timed else {},
             network=self._times(network, (self._inputs,), self._yardstick, (self._inputs,)) if timed else {},
+            correct=packed(predicted == labels),
         )
 
     def _layer_times(self, network: nn.Module) -> dict[int, Timing]:
@@ -209,15 +212,6 @@ class Measurement:
                 found = compare_times(calls, **self._timing)
                 times[batch] = found["candidate"].against(found["yardstick"])
         return times
-
-
-def solved_by(network: nn.Module, name: str, solver: Steps | None) -> nn.Module:
-    """Return a copy of the network whose ODE layer takes these steps; the network itself for None."""
-    if solver is None:
-        return network
-    network = copy.deepcopy(network)
-    set_solver(network.get_submodule(name), solver)
-    return network
 
 
 def size_words(sizes: Mapping[str, int]) -> str:

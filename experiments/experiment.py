@@ -190,17 +190,19 @@ class _OnSeed:
         """
         layer = self.network.get_submodule(LAYER)
         coarse = list(self.run.experiment.coarse(layer))
-        jobs = list(self.compression.jobs())
+        first = self.seed == self.run.scale.seeds[0]
+        jobs = list(self.compression.jobs(None, first))
         full = Job("full", {"n": layer_size(self.network, self.run.data)}, lambda: self.network)
         words = f"measuring network {self.run.recipe.key}, seed {self.seed}"
         rows_to_come = 1 + len(coarse) + len(jobs) + own * sum(job.own_solver for job in jobs)
         with progress(words, rows_to_come) as bar:
             rows = [row for solver in (None, *coarse) for row in self._measured(full, solver, bar)]
             self.companion = companion or self._cheapest_adequate(rows, coarse)
-            for job in jobs:
+            for job in self.compression.jobs(self.companion, first):
                 job = replace(job, make=cache(job.make))
                 solvers = [None] if (own and job.own_solver) or self.companion is None else []
                 solvers += [] if self.companion is None or job.method == "skipped" else [self.companion]
+                solvers = solvers if job.solver is None else [job.solver]
                 for solver in solvers:
                     rows += self._measured(job, solver, bar)
         return rows, self.failures
@@ -248,6 +250,7 @@ def in_short(experiment: Experiment, scale: Scale, data: DataSet) -> tuple[Exper
         kept=levels.kept[3:4],
         ranks=levels.ranks[3:4],
         dense_ranks=levels.dense_ranks[3:4],
+        distilled=levels.distilled[-1:],
         calibration=200,
     )
     recipes = [

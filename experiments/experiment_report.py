@@ -13,6 +13,7 @@ from torch import nn
 from torchmor.adapters.atomic import atomic_path
 from torchmor.experiments.accuracy_figure import accuracy_by_method, accuracy_of_methods
 from torchmor.experiments.comparison import ADEQUATE_POINTS, BATCHES, Row, layer_arguments
+from torchmor.experiments.equal_time import BUDGETS, FAMILIES, at_equal_time
 from torchmor.experiments.figures import (
     points_by_channel,
     selected_units,
@@ -240,6 +241,7 @@ def _section(network: NetworkResult, found: Sequence[Entry], pictures: Mapping[s
     ]
     if rival is not None:
         parts += [Heading("Who is fastest, by what counts"), _fastest_table(found)]
+        parts += [Heading("Who is most accurate at equal time"), _equal_time_table(network, found)]
     methods = [entry.row.method for entry in found]
     parts.append(
         Details(
@@ -297,6 +299,36 @@ def _fastest_table(found: Sequence[Entry]) -> Table:
         "network alone where nothing is noticeably faster"
     ]
     return Table(titles, lines, notes, best=best, kind="words")
+
+
+def _equal_time_table(network: NetworkResult, found: Sequence[Entry]) -> Table:
+    """The most accurate choice of each family within each budget."""
+    lines, best = [], []
+    for i, (budget, choices) in enumerate(at_equal_time(network.rows, found)):
+        line = [f"{milliseconds(budget)} ms"]
+        for family in FAMILIES:
+            choice = choices.get(family)
+            if choice is None:
+                line.append("nothing so fast")
+                continue
+            behind = ""
+            if choice.behind is not None:
+                behind = f"\nours better by {signed(choice.behind[0])} to {signed(choice.behind[1])}"
+            size = f"{METHODS[choice.row.method].words}, {choice.row.size}\n{choice.row.solver}"
+            line.append(f"{choice.accuracy:.1f} %{behind}\n{size}")
+        top = max((choice.accuracy for choice in choices.values()), default=0.0)
+        best += [
+            (i, j + 1) for j, family in enumerate(FAMILIES) if family in choices and choices[family].accuracy == top
+        ]
+        lines.append(line)
+    notes = [
+        f"budgets: {', '.join(f'{share:g}' for share in BUDGETS)} times the time of the full layer with the solver to "
+        f"beat, batch {LARGEST}; a family's choice is its row of the best validation accuracy within the budget, among "
+        "those that were measured on all seeds",
+        "accuracy: on test data, mean over the seeds; ours better by: 95 % interval in points, paired bootstrap over "
+        "the test samples of all seeds",
+    ]
+    return Table(["budget", *FAMILIES], lines, notes, best=best, kind="words")
 
 
 def _rivals(found: Sequence[Entry]) -> tuple[Row | None, Row]:

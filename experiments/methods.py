@@ -53,6 +53,37 @@ METHODS = {
         "#8a4fae",
         "d",
     ),
+    "balanced-galerkin": Method(
+        "balanced Galerkin",
+        True,
+        "The state is projected onto the r directions that the network's output sees most, by its gradients along the "
+        "trajectories (balanced basis); the nonlinearity is evaluated everywhere.",
+        "#6b7a99",
+        "p",
+    ),
+    "fitted": Method(
+        "balanced, fitted",
+        True,
+        "A balanced basis; the nonlinearity is evaluated at the m points that say most about the projected derivative "
+        "(matching pursuit), and what follows is fitted by least squares. The default of torchmor.",
+        "#d4001a",
+        "h",
+    ),
+    "distilled": Method(
+        "balanced, distilled",
+        True,
+        "The fitted operators, tuned to the full network's outputs without labels.",
+        "#7a0010",
+        "H",
+    ),
+    "control": Method(
+        "random, distilled",
+        False,
+        "The control of it: the same shape, started from random numbers and distilled in the same way. Where it is as "
+        "good, model order reduction earns nothing.",
+        "#9e9e9e",
+        "8",
+    ),
     "pruning": Method(
         "neuron pruning",
         False,

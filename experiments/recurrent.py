@@ -26,6 +26,7 @@ EXPERIMENT = Experiment(
         ranks=(96, 64, 32, 16, 8, 4),
         dense_ranks=(),
         weights=("recurrent",),  # A; Z is small
+        distilled=((16, 64), (8, 32)),
     ),
     coarse=_coarse,
 )

@@ -65,7 +65,7 @@ def entries(rows: Mapping[int, Sequence[Row]]) -> list[Entry]:
     rows
         Seed → rows, the first of each the full network with its own solver.
     """
-    found = [{_key(row): row for row in of_seed} for of_seed in rows.values()]
+    found = [{row_key(row): row for row in of_seed} for of_seed in rows.values()]
     references = [of_seed[0] for of_seed in rows.values()]
     result = []
     for key, row in found[0].items():
@@ -104,5 +104,6 @@ def short_list(found: Sequence[Entry]) -> list[Entry]:
     return best if found[0] in best else [found[0], *best]
 
 
-def _key(row: Row) -> tuple:
+def row_key(row: Row) -> tuple:
+    """Return what rows of several seeds have in common."""
     return row.method, tuple(sorted(row.sizes.items())), row.solver, row.own_solver
