@@ -11,6 +11,7 @@ _MODULES = {
     "ODELayer": "ode_layer",
     "ReducedODELayer": "reduced_layer",
     "collect_snapshots": "snapshots",
+    "distill": "distillation",
     "export_operators": "export",
     "full_order_model": "pymor_models",
     "load": "files",

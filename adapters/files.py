@@ -193,6 +193,7 @@ def _config(layer: ReducedODELayer) -> dict[str, Any]:
             "maps": [[list(m.sources.items()), m.weight.shape[0]] for m in (*ode.stages, ode.output)],
         },
         "explanation": None if layer.explanation is None else layer.explanation.to_json(),
+        "usual_distance": layer.usual_distance,
     }
 
 
@@ -223,6 +224,7 @@ def build_layer(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) ->
             entry["input_use"],
             None if explanation is None else Explanation.from_json(explanation),
         )
+        layer.usual_distance = entry.get("usual_distance")
         layer.load_state_dict(state)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FileFormatError(f"the configuration of layer {name!r} is damaged ({error!r}): save it again") from error

@@ -179,6 +179,7 @@ class NetworkReductor:
             curve=curve,
             chosen=chosen,
         )
+        reduced.usual_distance = self._held_out.usual_distance(reduced)
         reduced.record(
             fom=reductor.fom,
             bases=reduction.bases,

@@ -1,15 +1,17 @@
 """The reduced ODE layer: projection, a small ODE, and lifting. It runs on torch alone."""
 
 import copy
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from torchmor.adapters.chain_module import ChainModule
 from torchmor.adapters.solve_request import ADAPTIVE_METHODS, SolveSettings, SolvingLayer, explain_mismatch
-from torchmor.engine.errors import InputError, NoRecordError, ShapeError
+from torchmor.engine.errors import InputError, NoRecordError, OutsideCalibrationWarning, ShapeError
 from torchmor.engine.explanation import Explanation
 
 
@@ -40,6 +42,12 @@ class ReducedODELayer(SolvingLayer):
         Projection and lifting, nn.Linear (nn.Identity where the state is kept).
     ode
         The reduced ODE function, a ChainModule.
+    usual_distance
+        Largest :meth:`distance` of the initial states of held-out calibration samples; None if it is unknown.
+    on_outside
+        What to do with states that are farther than that from the reduced space: None (the default) to do nothing,
+        "warn" for an OutsideCalibrationWarning, or a function of the distances (batch,). Checking costs a product with
+        the encoder and the decoder for each call, and waits for the device.
     """
 
     def __init__(
@@ -55,6 +63,8 @@ class ReducedODELayer(SolvingLayer):
         self.state_shape = tuple(state_shape)
         self.input_use = input_use
         self.explanation = explanation
+        self.usual_distance: float | None = None
+        self.on_outside: str | Callable[[Tensor], None] | None = None
         self._record = None
         size = 1
         for length in self.state_shape:
@@ -96,6 +106,8 @@ class ReducedODELayer(SolvingLayer):
             )
         if y0.numel() == 0:
             return request.unchanged(y0)
+        if self.on_outside is not None:
+            self._check(y0)
         request = request._replace(settings=self.solver_settings())
         try:
             z = request.solve(self._reduced_f, self.encode(y0.flatten(1)), self.ode.parameters())
@@ -106,6 +118,52 @@ class ReducedODELayer(SolvingLayer):
             raise explained from error
         y = self.decode(z).reshape(*z.shape[:-1], *self.state_shape)
         return y.to(y0.dtype)  # autocast may have changed it
+
+    def distance(self, y0: Tensor) -> Tensor:
+        """Return how far states are from the reduced space, relative to their distance from its offset c.
+
+        Law: ``‖y0 − (c + V Wᵀ (y0 − c))‖ / ‖y0 − c‖`` for each sample; 0 where the state is kept.
+
+        Parameters
+        ----------
+        y0
+            States (batch, *state_shape).
+
+        Returns
+        -------
+        Tensor (batch,).
+        """
+        if isinstance(self.encode, nn.Identity):
+            return y0.new_zeros(len(y0))
+        with torch.no_grad():
+            y0 = y0.flatten(1)
+            missed = (y0 - self.decode(self.encode(y0))).norm(dim=1)
+            return missed / (y0 - self.decode.bias).norm(dim=1).clamp(min=torch.finfo(y0.dtype).tiny)
+
+    def _check(self, y0: Tensor) -> None:
+        """Do what `on_outside` says if a state is outside."""
+        if self.usual_distance is None:
+            raise NoRecordError(
+                "expected a layer that reduce_network made, to tell which states are unusual, got one without "
+                "usual_distance: set it, or set on_outside to None"
+            )
+        if callable(self.on_outside):
+            distances = self.distance(y0)
+            if bool((distances > self.usual_distance).any()):
+                self.on_outside(distances)
+        elif self.on_outside == "warn":
+            distances = self.distance(y0)
+            outside = int((distances > self.usual_distance).sum())
+            if outside:
+                warnings.warn(
+                    f"{outside} of {len(y0)} states are farther from the reduced space than those of the calibration "
+                    f"data: relative distance up to {float(distances.max()):.2g}, usually at most "
+                    f"{self.usual_distance:.2g}; the result may be wrong, calibrate with data like this",
+                    OutsideCalibrationWarning,
+                    stacklevel=4,
+                )
+        else:
+            raise ValueError(f'expected on_outside to be None, "warn" or a function, got {self.on_outside!r}')
 
     def _reduced_f(self, t: Tensor, z: Tensor, u: Tensor | None) -> Tensor:
         if u is not None and u.shape[-1] != self.ode.input_size:

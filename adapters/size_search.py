@@ -7,6 +7,7 @@ from typing import Any
 from torchmor.adapters.steps import Steps
 from torchmor.engine.errors import NothingToReduceError
 from torchmor.engine.explanation import Trial
+from torchmor.engine.reduction import stage_sizes
 from torchmor.engine.stages import StageChain
 
 #: Reduced states that are tried.
@@ -55,7 +56,7 @@ def choices(state_dim: Any, points: Any, chain: StageChain) -> Iterator[tuple[An
         size = n if r == "full" else r
         tried = [size * factor for factor in POINTS_PER_STATE_DIM] if state_dim is None else STATE_DIMS
         counts = [m for m in tried if m < largest and m <= MOST_POINTS] or ["full"]
-        given = points if isinstance(points, list) else [points] * len(chain.stages)
+        given = stage_sizes(points, len(chain.stages), "points")
         for m in counts if None in given else [None]:
             filled = [m if one is None else one for one in given]
             evaluated = sum(
@@ -97,14 +98,9 @@ def choose(
     """
     bound = float("inf") if speedup is None else full[0].trial.cost / speedup
     allowed = float("inf") if max_loss is None else max_loss
-    asked = " and ".join(
-        words
-        for words, given in (
-            (f"a loss of at most {max_loss:g}" if max_loss is not None else "", max_loss is not None),
-            (f"{speedup:g} times less cost" if speedup is not None else "", speedup is not None),
-        )
-        if given
-    )
+    asked = [] if max_loss is None else [f"a loss of at most {max_loss:g}"]
+    asked += [] if speedup is None else [f"{speedup:g} times less cost"]
+    wanted = " and ".join(asked)
 
     def good(candidates: Sequence[Candidate]) -> list[Candidate]:
         return [one for one in candidates if one.trial.loss <= allowed and one.trial.cost <= bound]
@@ -121,12 +117,12 @@ def choose(
     best = [f"the best reduction found is {_words(one, full[0])}" for one in _nearest(tried, allowed, bound)]
     if rival is not None:
         raise NothingToReduceError(
-            f"expected a reduction with {asked} ({name}) that is better than coarse steps of the full layer, found "
+            f"expected a reduction with {wanted} ({name}) that is better than coarse steps of the full layer, found "
             f"none: {_words(rival, full[0])} is better; use these steps instead, in layer.method and layer.options. "
             f"For comparison, {'; '.join(best) or 'no size could be reduced'}"
         )
     raise NothingToReduceError(
-        f"expected a reduction with {asked} ({name}), found none: {'; '.join(best) or 'no size could be reduced'}; "
+        f"expected a reduction with {wanted} ({name}), found none: {'; '.join(best) or 'no size could be reduced'}; "
         "allow more loss, give sizes, or calibrate with more data"
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchmor.adapters.calibration import Batch, Calibration, call_network, evaluation
 from torchmor.adapters.metrics import Metric, loss
+from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError, UnsupportedOperationError
 
 #: Of held-out calibration data, at most this many samples are used.
@@ -18,10 +19,11 @@ HELD_OUT_SAMPLES = 512
 
 @dataclass(frozen=True, eq=False)
 class _Outputs:
-    """What a network makes of a batch: its output, and that of its ODE layer in all calls, flat."""
+    """What a network makes of a batch: its output, and the states and outputs of its ODE layer in all calls."""
 
     network: Any
     layer: Tensor
+    states: tuple[Tensor, ...]
 
 
 class Validation:
@@ -91,6 +93,11 @@ class Validation:
             raise _unstable()
         return errors
 
+    def usual_distance(self, layer: ReducedODELayer) -> float | None:
+        """Return the largest distance of the layer's initial states from its reduced space; None without data."""
+        found = [float(layer.distance(state).max()) for _, _, full in self.full for state in full.states if len(state)]
+        return max(found, default=None)
+
     def loss(self, metric: Metric, small: nn.Module) -> float:
         """Return the loss of a smaller network against the full one; infinity where it has no finite solution."""
         outputs = []
@@ -105,13 +112,16 @@ class Validation:
         return loss(metric, _samples_first(outputs), reference, torch.cat(labels) if labels else None)
 
     def _run(self, network: nn.Module, batch: Batch) -> _Outputs:
-        seen: list[Tensor] = []
-        hook = network.get_submodule(self.name).register_forward_hook(lambda module, arguments, out: seen.append(out))
+        calls: list[tuple[Tensor, Tensor]] = []
+        hook = network.get_submodule(self.name).register_forward_hook(
+            lambda module, arguments, output: calls.append((arguments[0], output))
+        )
         try:
             output = call_network(network, batch)
         finally:
             hook.remove()
-        return _Outputs(output, torch.cat([value.flatten() for value in seen]))
+        layer = torch.cat([value.flatten() for _, value in calls])
+        return _Outputs(output, layer, tuple(state for state, _ in calls))
 
 
 class LabelledBatches:

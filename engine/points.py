@@ -11,7 +11,10 @@ from torchmor.engine.bases import PodBasis
 from torchmor.engine.errors import SizeError
 from torchmor.engine.stages import Interpolation
 
-SELECTIONS = ("deim", "qdeim", "ei_greedy", "omp")
+#: Selections that find points for a collateral basis.
+INTERPOLATING = ("deim", "qdeim", "ei_greedy")
+
+SELECTIONS = (*INTERPOLATING, "omp")
 
 #: Selections whose first m points and basis vectors are those that they would find for m.
 NESTED = ("deim", "ei_greedy")

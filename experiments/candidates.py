@@ -30,7 +30,7 @@ GALERKIN = {"pod-galerkin": "pod", "balanced-galerkin": "balanced"}
 GREEDY_POINTS = 256
 
 #: Distillation takes about so many steps of gradient descent, but no more than so many epochs.
-DISTILLATION_STEPS, DISTILLATION_EPOCHS = 8000, 100
+DISTILLATION_STEPS, DISTILLATION_EPOCHS = 7000, 100
 DISTILLATION_BATCH = 128
 
 #: The layer's own solver takes long: only every third level of a method is measured with it too.

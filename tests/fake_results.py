@@ -122,7 +122,10 @@ def sequence_showcase():
 
 def showcase(network, inputs, **sizes):
     reductor = NetworkReductor(network, "ode", inputs, progress=False)
-    reduced = {method: reductor.reduce(**sizes, selection=selection) for method, selection in SELECTIONS.items()}
+    reduced = {
+        method: reductor.reduce(**sizes, basis="pod", fit="interpolation", selection=selection)
+        for method, selection in SELECTIONS.items()
+    }
     return Showcase(network, reduced, "ode", inputs[:20])
 
 

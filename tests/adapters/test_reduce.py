@@ -10,8 +10,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from networks import NETWORKS, Parts, Tanh, chain, dense
-from torchmor.adapters import NetworkReductor, ODELayer, ReducedODELayer, collect_snapshots, reduce_network
-from torchmor.adapters import reduce as adapters_reduce
+from torchmor.adapters import (
+    NetworkReductor,
+    ODELayer,
+    ReducedODELayer,
+    collect_snapshots,
+    network_reductor,
+    reduce_network,
+)
 from torchmor.adapters.calibration import held_out_mask
 from torchmor.adapters.solve_request import METHODS
 from torchmor.engine.errors import (
@@ -29,11 +35,13 @@ from torchmor.engine.errors import (
     UnknownLayerError,
     UnsupportedOperationError,
 )
-from torchmor.engine.points import SELECTIONS
+from torchmor.engine.points import INTERPOLATING
 
 networks = pytest.mark.parametrize("entry", [pytest.param(entry, id=name) for name, entry in NETWORKS.items()])
 DENSE = NETWORKS["dense"]
 SIZES = {"state_dim": 4, "points": 5}
+CLASSIC = {"basis": "pod", "selection": "deim", "fit": "interpolation"}
+BALANCED = {"basis": "balanced", "selection": "omp", "fit": "least_squares"}
 
 
 def reduced(entry=DENSE, network=None, **changes):
@@ -80,20 +88,20 @@ def test_full_sizes_reproduce_the_network(entry):
     torch.testing.assert_close(same(*arguments), network(*arguments), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
-def test_one_offline_stage_serves_all_sizes(selection, monkeypatch):
+@pytest.mark.parametrize("method", [CLASSIC, {**CLASSIC, "selection": "qdeim"}, BALANCED])
+def test_one_offline_stage_serves_all_sizes(method, monkeypatch):
     """Law: NetworkReductor(…).reduce(…) equals reduce_network(…), whatever was reduced before; snapshots come once."""
     network, (x,) = dense(12).double(), DENSE.batch(60)
     collected = []
-    collect = adapters_reduce.collect_snapshots
+    collect = network_reductor.collect_snapshots
     monkeypatch.setattr(
-        adapters_reduce, "collect_snapshots", lambda *args, **kwargs: collected.append(1) or collect(*args, **kwargs)
+        network_reductor, "collect_snapshots", lambda *args, **kwargs: collected.append(1) or collect(*args, **kwargs)
     )
     reductor = NetworkReductor(network, "ode", x, seed=3)
-    shared = {size: reductor.reduce(state_dim=size, points=size + 1, selection=selection) for size in (4, 6, 5)}
+    shared = {size: reductor.reduce(state_dim=size, points=size + 1, **method) for size in (4, 6, 5)}
     assert len(collected) == 1
     for size, small in shared.items():
-        alone = reduce_network(network, "ode", x, state_dim=size, points=size + 1, selection=selection, seed=3)
+        alone = reduce_network(network, "ode", x, state_dim=size, points=size + 1, **method, seed=3)
         torch.testing.assert_close(small(x), alone(x), rtol=0, atol=1e-11)
         for stage, points in alone.ode.points.items():
             assert points.tolist() == small.ode.points[stage].tolist()
@@ -110,7 +118,7 @@ def test_all_dimensions_and_points_of_a_tanh_network_reproduce_it(method):
     assert torch.isfinite(fewer(x)).all() and not torch.equal(fewer(x), network(x))
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("selection", INTERPOLATING)
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
 def test_redundant_network_is_reproduced_by_what_it_needs(method, selection):
     """Law: with states in r dimensions and stage values in m dimensions, POD–DEIM of these sizes is exact."""
@@ -122,12 +130,12 @@ def test_redundant_network_is_reproduced_by_what_it_needs(method, selection):
     settings = {"method": method, "rtol": 1e-8, "atol": 1e-8}
     layer = ODELayer(lambda t, y: torch.tanh(y @ basis @ weight.T) @ lift.T, **settings)
     y0 = torch.randn(60, r, dtype=torch.float64) @ basis.T
-    small = reduce_network(layer, "", y0, state_dim=r, points=5, selection=selection)
+    small = reduce_network(layer, "", y0, state_dim=r, points=5, **{**CLASSIC, "selection": selection})
     torch.testing.assert_close(small(y0), layer(y0), rtol=0, atol=1e-10 if method == "rk4" else 1e-7)
     with pytest.raises(SizeError, match=r"'g1', tanh\(a1\): expected at most as many points .* numerically 5; got 6"):
-        reduce_network(layer, "", y0, state_dim=r, points=6, selection=selection)
+        reduce_network(layer, "", y0, state_dim=r, points=6, **{**CLASSIC, "selection": selection})
     with pytest.raises(SizeError, match=r"at most the numerical rank 4 of the calibration states, got 5: ask for 4"):
-        reduce_network(layer, "", y0, state_dim=5, points=5, selection=selection)
+        reduce_network(layer, "", y0, state_dim=5, points=5, **{**CLASSIC, "selection": selection})
 
 
 @networks
@@ -184,12 +192,13 @@ def test_same_seed_gives_the_same_bits(entry):
 
 
 @networks
-def test_larger_sizes_are_better(entry):
+@pytest.mark.parametrize(("method", "output"), [(CLASSIC, "layer output"), (BALANCED, "network output")])
+def test_larger_sizes_are_better(entry, method, output):
     network, arguments = entry.network(), entry.batch(200)
     errors = []
     for sizes in ({"state_dim": 3, "points": 4}, {"state_dim": 9, "points": 10}):
-        small = reduce_network(network, entry.layer, arguments, **sizes)
-        errors.append(layer_of(small, entry).explain().errors["layer output"])
+        small = reduce_network(network, entry.layer, arguments, **sizes, **method)
+        errors.append(layer_of(small, entry).explain().errors[output])
     assert errors[1] < 0.8 * errors[0]
 
 
@@ -283,12 +292,12 @@ def test_stage_that_is_silent_on_the_calibration_data_is_kept():
     nn.init.constant_(first.bias, -100.0)
     layer = ODELayer(nn.Sequential(first, nn.ReLU(), second, nn.Tanh()), method="rk4").double()
     y0 = torch.randn(50, 6, dtype=torch.float64)
-    small = reduce_network(layer, "", y0, state_dim=5, energy_rtol=0.3)
+    small = reduce_network(layer, "", y0, state_dim=5, energy_rtol=0.3, **CLASSIC)
     silent = small.explain().parts[1]
     assert silent.reduced == silent.full == 6 and "zero on all calibration data" in silent.why
     assert small(100 * y0).isfinite().all()
     with pytest.raises(SizeError, match=r"stage 'g1'.*not all zero.*ask for points=\"full\""):
-        reduce_network(layer, "", y0, state_dim=5, points=[2, 3])
+        reduce_network(layer, "", y0, state_dim=5, points=[2, "full"], **CLASSIC)
 
 
 def test_state_that_is_always_zero_is_refused():
@@ -314,7 +323,7 @@ def test_every_solver(method, adjoint):
     (x,) = DENSE.batch(30)
     small = reduce_network(network, "ode", x, state_dim=8, points=9)
     assert (small.ode.method, small.ode.adjoint) == (method, adjoint)
-    assert small.ode.explain().errors["layer output"] < 0.1
+    assert small.ode.explain().errors["network output"] < 0.1
     loss = small(x).sum()
     if method != "scipy_solver" or adjoint:
         loss.backward()
@@ -338,7 +347,7 @@ def test_every_solver(method, adjoint):
     ],
 )
 def test_points_of_several_stages(points, expected):
-    small = reduced(NETWORKS["trajectories"], state_dim=np.int64(5), points=points)
+    small = reduced(NETWORKS["trajectories"], state_dim=np.int64(5), points=points, **CLASSIC)
     sizes = parts(small)
     assert [sizes["g1"].reduced, sizes["g2"].reduced] == expected
     assert sizes["state"].reduced == small.ode.ode.state_size == small.ode.encode.out_features == 5
@@ -353,7 +362,7 @@ def test_points_of_several_stages(points, expected):
 
 @pytest.mark.parametrize("rtol", [0.5, 0.1, 0.01])
 def test_energy_rtol_is_the_smallest_rank_that_keeps_the_energy(rtol):
-    layer = reduced(NETWORKS["trajectories"], state_dim=None, points=None, energy_rtol=rtol).ode
+    layer = reduced(NETWORKS["trajectories"], state_dim=None, points=None, energy_rtol=rtol, **CLASSIC).ode
     for part in layer.explain().parts:
         squares = layer.singular_values[part.name] ** 2 if part.name in layer.singular_values else np.ones(part.full)
         dropped = np.append(np.cumsum(squares[::-1])[::-1], 0.0) / squares.sum()
@@ -362,14 +371,14 @@ def test_energy_rtol_is_the_smallest_rank_that_keeps_the_energy(rtol):
 
 
 def test_explicit_sizes_and_energy_rtol_together():
-    sizes = parts(reduced(NETWORKS["trajectories"], state_dim=3, points=[None, 4], energy_rtol=0.2))
+    sizes = parts(reduced(NETWORKS["trajectories"], state_dim=3, points=[None, 4], energy_rtol=0.2, **CLASSIC))
     assert sizes["state"].reduced == 3 and sizes["g2"].reduced == 4
     assert sizes["g1"].why == "deim, energy_rtol=0.2" and sizes["g2"].why == "deim, as asked"
 
 
 def test_bases_and_singular_values_are_those_of_the_snapshots():
     network, (x,) = DENSE.network(), DENSE.batch()
-    layer = reduced(network=network).ode
+    layer = reduced(network=network, **CLASSIC).ode
     kept = ~held_out_mask(len(x), 0)
     snapshots = collect_snapshots(network, "ode", x[torch.from_numpy(kept)])
     for name, values in (("state", snapshots.y), ("g1", layer.fom.operator.chain.evaluate(snapshots.y)["g1"])):
@@ -392,7 +401,7 @@ def same(first, second):
 def test_forms_of_calibration_data_are_the_same_data():
     network, (x,) = DENSE.network(), DENSE.batch()
     labels = torch.zeros(len(x))
-    reference = reduce_network(network, "ode", x, **SIZES)
+    reference = reduce_network(network, "ode", x, **SIZES, **CLASSIC)
     loader = DataLoader(TensorDataset(x, labels), batch_size=7)
     forms = {
         "tuple": ((x,), {}),
@@ -402,7 +411,7 @@ def test_forms_of_calibration_data_are_the_same_data():
         "labelled loader": (loader, {"batch_to_inputs": lambda batch: batch[0]}),
     }
     for data, options in forms.values():
-        assert same(reduce_network(network, "ode", data, **SIZES, **options), reference)
+        assert same(reduce_network(network, "ode", data, **SIZES, **CLASSIC, **options), reference)
 
 
 def test_shuffling_loader():
@@ -447,7 +456,7 @@ def test_explanation_counts():
     explanation = reduce_network(network, "ode", x, **SIZES).ode.explain()
     assert (explanation.samples, explanation.evaluations, explanation.snapshots) == (40, 4, 160)
     assert explanation.operations == (12 * 12, 4 * 5 + 5 * 4)
-    assert explanation.method == {"basis": "pod", "selection": "deim", "fit": "interpolation"}
+    assert explanation.method == BALANCED
 
 
 def test_output_that_is_masked_with_infinity():
@@ -463,7 +472,11 @@ def test_output_that_is_masked_with_infinity():
 def test_network_output_of_any_kind(output):
     parts = {"stem": nn.Linear(5, 10), "ode": ODELayer(Tanh(10))}
     network = Parts(lambda self, x: output(self.ode(self.stem(x))), **parts).double()
-    assert set(reduced(network=network).ode.explain().errors) == {"layer output"}
+    assert set(reduced(network=network, **CLASSIC).ode.explain().errors) == {"layer output"}
+    with pytest.raises(
+        UnsupportedOperationError, match=r'differentiated .* objective=lambda output: …, or use basis="pod"'
+    ):
+        reduced(network=network)
 
 
 def test_nothing_is_printed_in_a_pipe(capfd):
@@ -494,9 +507,7 @@ def skipping():
 
 X = DENSE.batch()[0]
 ERRORS = {
-    "no sizes": ({"state_dim": None, "points": None}, SizeError, "give state_dim and points, or energy_rtol"),
-    "no points": ({"points": None}, SizeError, "got neither for some part"),
-    "some points": ({"points": [5, None]}, SizeError, "got neither for some part"),
+    "some points": ({"points": [5, None]}, SizeError, "entry of points for each of the 1 stages, got 2"),
     "zero": ({"state_dim": 0}, SizeError, 'positive ints, "full" or None, got 0'),
     "negative": ({"points": -1}, SizeError, "got -1"),
     "float": ({"points": 4.0}, SizeError, r"got 4\.0"),
@@ -508,13 +519,13 @@ ERRORS = {
     "points > size": ({"points": 11}, SizeError, "points of at most 10, the full size, got 11"),
     "points of one > size": ({"points": [11]}, SizeError, "points of stage 'g1' of at most 10, the full size, got 11"),
     "too many entries": ({"points": [5, 5]}, SizeError, r"entry of points for each of the 1 stages, got 2: \[5"),
-    "modes": ({"modes": 4}, SizeError, "as many modes as points for interpolation, got 4 modes for 5 points"),
+    "modes": ({"modes": 6}, SizeError, "at most as many modes as points, got 6 modes for 5 points"),
     "tolerance": ({"energy_rtol": 1.5}, SizeError, r"0 ≤ energy_rtol < 1, got 1\.5"),
     "no tolerance": ({"energy_rtol": "small"}, SizeError, "got 'small'"),
     "NaN tolerance": ({"energy_rtol": float("nan")}, SizeError, "got nan"),
-    "basis": ({"basis": "balanced"}, ValueError, "basis to be one of pod, got 'balanced'"),
-    "fit": ({"fit": "least_squares"}, ValueError, "fit to be one of interpolation, got 'least_squares'"),
-    "selection": ({"selection": "omp"}, ValueError, "to be one of deim, qdeim, ei_greedy, got 'omp'"),
+    "basis": ({"basis": "POD"}, ValueError, "basis to be one of pod, balanced, got 'POD'"),
+    "fit": ({"fit": "lasso"}, ValueError, "fit to be one of interpolation, least_squares, got 'lasso'"),
+    "selection": ({"selection": "all"}, ValueError, "to be one of deim, qdeim, ei_greedy, omp, got 'all'"),
     "unknown layer": ({"name": "od"}, UnknownLayerError, r"got 'od' \(did you mean 'ode'\?\): its ODE layers"),
     "no ODE layer": ({"name": "head"}, UnknownLayerError, "expected an ODELayer as 'head', got a Linear"),
     "network itself": ({"name": ""}, UnknownLayerError, "expected an ODELayer as '', got a Sequential"),

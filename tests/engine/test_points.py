@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torchmor.engine import points as points_module
 from torchmor.engine.bases import pod
 from torchmor.engine.errors import SizeError
-from torchmor.engine.points import SELECTIONS, interpolate
+from torchmor.engine.points import INTERPOLATING, interpolate
 
-over_selections = pytest.mark.parametrize("selection", SELECTIONS)
+over_selections = pytest.mark.parametrize("selection", INTERPOLATING)
 
 
 def stage_values(n=40, k=60):

@@ -12,14 +12,14 @@ from torchmor.engine.bases import pod
 from torchmor.engine.errors import NonFiniteError, SizeError
 from torchmor.engine.expressions import Expression
 from torchmor.engine.models import ode_layer_model
-from torchmor.engine.points import SELECTIONS, interpolate
+from torchmor.engine.points import INTERPOLATING, interpolate
 from torchmor.engine.reduction import SnapshotReductor
 from torchmor.engine.reductors import OdeLayerReductor
 from torchmor.engine.stages import Stage, StageChain
 from torchmor.engine.time_steppers import RungeKuttaTimeStepper
 
 TIMES = tuple(np.linspace(0.0, 1.0, 9))
-over_selections = pytest.mark.parametrize("selection", SELECTIONS)
+over_selections = pytest.mark.parametrize("selection", INTERPOLATING)
 
 
 class Layered(nn.Module):
@@ -74,7 +74,7 @@ def test_full_sizes_reproduce_the_full_model(tanh_network, sizes, selection):
     assert error(fom, reduction, initial) < 1e-10
     assert [part.reduced for part in reduction.parts] == [16, 16]
     assert all(part.why.startswith("kept") for part in reduction.parts)
-    assert reduction.bases == reduction.interpolations == {}
+    assert reduction.bases == reduction.points == reduction.reductor.interpolations == {}
 
 
 @over_selections
@@ -140,8 +140,8 @@ def test_result_is_what_it_says(layered):
         "qdeim, as asked",
     )
     assert (second.name, second.full, second.reduced, second.why) == ("g2", 24, 24, "kept: as asked")
-    assert set(reduction.bases) == {"state", "g1"} and set(reduction.interpolations) == {"g1"}
-    V, sampled = reduction.bases["state"], reduction.interpolations["g1"]
+    assert set(reduction.bases) == {"state", "g1"} and set(reduction.points) == {"g1"}
+    V, sampled = reduction.bases["state"], reduction.reductor.interpolations["g1"]
     np.testing.assert_allclose(V, pod(snapshots).modes[:, :4], atol=1e-12)
     np.testing.assert_allclose(sampled.lift @ sampled.basis[sampled.points], sampled.basis, atol=1e-10)
     assert first.constant == sampled.constant and first.condition == sampled.condition
@@ -171,7 +171,7 @@ def test_inputs_and_times_of_the_snapshots_count():
     chain = StageChain(12, 2, (stage,), AffineMap.from_blocks({"y": -np.eye(12), "g1": np.eye(12)}))
     fom = ode_layer_model(chain, RungeKuttaTimeStepper("rk4", TIMES))
     y, u, t = rng.normal(size=(12, 5)), rng.normal(size=(2, 5)), rng.normal(size=5)
-    sampled = SnapshotReductor(fom, y, u, t).reduce(state_dim="full", points=5).interpolations["g1"]
+    sampled = SnapshotReductor(fom, y, u, t).reduce(state_dim="full", points=5).reductor.interpolations["g1"]
     g = np.sin(argument.linear @ np.vstack([u, t]))
     np.testing.assert_allclose(sampled.lift @ g[sampled.points], g, atol=1e-10)
 
@@ -210,8 +210,8 @@ def test_one_snapshot(layered):
         ({"state_dim": 4, "points": [4]}, "expected one entry of points for each of the 2 stages, got 1"),
         ({"state_dim": 4, "points": 4, "modes": [4, 4, 4]}, "expected one entry of modes for each of the 2 stages"),
         (
-            {"state_dim": 4, "points": 6, "modes": 4},
-            "as many modes as points for interpolation, got 4",
+            {"state_dim": 4, "points": 6, "modes": 7},
+            "expected at most as many modes as points, got 7 modes for 6 points",
         ),
         ({"state_dim": 0, "points": 4}, 'expected sizes to be positive ints, "full" or None, got 0'),
         ({"state_dim": 2.5, "points": 4}, 'positive ints, "full" or None, got 2.5'),
@@ -233,14 +233,15 @@ def test_sizes_above_the_rank_of_the_data(layered):
     fom, snapshots, initial = layered
     with pytest.raises(SizeError, match="state_dim at most the numerical rank 4 of the calibration states, got 5"):
         SnapshotReductor(fom, initial).reduce(state_dim=5, points="full")
-    text = "stage 'g1', .*numerically 3; got 4: ask for points=3 or fewer"
+    text = "stage 'g2', .*numerically 3; got 4: ask for points=3 or fewer"
     with pytest.raises(SizeError, match=text):
         SnapshotReductor(fom, snapshots[:, :3]).reduce(state_dim="full", points=4)
 
 
-def test_unknown_selection(layered):
-    with pytest.raises(ValueError, match="expected selection to be one of deim, qdeim, ei_greedy, got 'omp'"):
-        SnapshotReductor(*layered[:2]).reduce(state_dim=2, points=2, selection="omp")
+def test_unknown_methods(layered):
+    for argument in ("basis", "selection", "fit"):
+        with pytest.raises(ValueError, match=f"expected {argument} to be one of .*, got 'best'"):
+            SnapshotReductor(*layered[:2]).reduce(state_dim=2, points=2, **{argument: "best"})
 
 
 def test_snapshots_that_are_not_finite(layered):
@@ -251,7 +252,7 @@ def test_snapshots_that_are_not_finite(layered):
         SnapshotReductor(fom, snapshots).reduce(state_dim=3, points=3)
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
+@over_selections
 def test_sizes_do_not_depend_on_reductions_before(layered, selection):
     """Law: a reduction depends on its arguments and the snapshots alone; the offline stage is shared."""
     fom, snapshots = layered[:2]
@@ -261,6 +262,6 @@ def test_sizes_do_not_depend_on_reductions_before(layered, selection):
         again = shared.reduce(state_dim=r, points=m, selection=selection)
         assert alone.parts == again.parts
         np.testing.assert_array_equal(alone.bases["state"], again.bases["state"])
-        for name, sampled in alone.interpolations.items():
-            np.testing.assert_array_equal(sampled.points, again.interpolations[name].points)
-            np.testing.assert_allclose(sampled.lift, again.interpolations[name].lift, rtol=0, atol=1e-11)
+        for name, sampled in alone.reductor.interpolations.items():
+            np.testing.assert_array_equal(sampled.points, again.reductor.interpolations[name].points)
+            np.testing.assert_allclose(sampled.lift, again.reductor.interpolations[name].lift, rtol=0, atol=1e-11)
