@@ -138,7 +138,8 @@ class ReducedODELayer(SolvingLayer):
         with torch.no_grad():
             y0 = y0.flatten(1)
             missed = (y0 - self.decode(self.encode(y0))).norm(dim=1)
-            return missed / (y0 - self.decode.bias).norm(dim=1).clamp(min=torch.finfo(y0.dtype).tiny)
+            least = 1e-3 * self.decode.bias.norm() + torch.finfo(y0.dtype).tiny  # at c itself there is rounding only
+            return missed / (y0 - self.decode.bias).norm(dim=1).clamp(min=least)
 
     def _check(self, y0: Tensor) -> None:
         """Do what `on_outside` says if a state is outside."""

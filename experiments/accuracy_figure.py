@@ -37,11 +37,15 @@ def accuracy_against_time(rows: Sequence[Row], batch: int = max(BATCHES)) -> byt
     kinds = {
         ("full", True): (FULL, "s", "full, own solver"),
         ("full", False): (GREY, "D", "full, coarse solver"),
-        ("pod-deim", True): ("#d95f02", "o", "reduced to r/m, own solver"),
-        ("pod-deim", False): ("#1b6ca8", "^", "reduced to r/m, coarse solver"),
+        ("reduced", True): ("#d95f02", "o", "reduced to r/m, own solver"),
+        ("reduced", False): ("#1b6ca8", "^", "reduced to r/m, coarse solver"),
     }
-    for (method, own), (colour, marker, words) in kinds.items():
-        of_kind = [row for row in shown if (row.method, row.own_solver) == (method, own)]
+
+    def kind(row: Row) -> tuple[str, bool]:
+        return "reduced" if row.ours else row.method, row.own_solver
+
+    for of_this, (colour, marker, words) in kinds.items():
+        of_kind = [row for row in shown if kind(row) == of_this]
         times = [1e3 * layer_wall_s(row, batch) for row in of_kind]
         axes.plot(times, [row.accuracy for row in of_kind], marker, color=colour, label=words, markersize=7)
     for row in rows:
@@ -61,7 +65,7 @@ def accuracy_against_time(rows: Sequence[Row], batch: int = max(BATCHES)) -> byt
         axes,
         [(1e3 * layer_wall_s(row, batch), row.accuracy) for row in shown],
         [_short(row) if row.method == "full" else _size_and_solver(row) for row in shown],
-        [kinds[row.method, row.own_solver][0] for row in shown],
+        [kinds[kind(row)][0] for row in shown],
     )
     return png(figure)
 

@@ -76,7 +76,7 @@ class Scale:
 
 FULL = Scale(
     epochs=20,
-    sizes=(*({"state_dim": r, "points": 2 * r} for r in (8, 16, 32, 64, 128)), {"energy_rtol": 0.05}),
+    sizes=tuple({"state_dim": r, "points": 2 * r} for r in (4, 8, 16, 32, 64, 128)),
     companions=(Steps("midpoint", 1), Steps("euler", 2)),
     most_accurate=2,
     repeats=15,
@@ -192,14 +192,14 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
 def _reductions(network: ConvolutionalOde, data: DataSet, scale: Scale, seed: int) -> tuple[list[Candidate], list[str]]:
     """Return the reduced networks, and the sizes in words at which the reduced ODE is unstable."""
     reduced, failures = [], []
-    reductor = NetworkReductor(network, "ode", data.train.inputs, seed=seed, progress=False)
+    reductor = NetworkReductor(network, "ode", data.train.inputs, metric="agreement", seed=seed, progress=False)
     with progress("reducing", len(scale.sizes)) as bar:
         for sizes in scale.sizes:
             try:
                 small = reductor.reduce(**sizes)
                 state, stage = small.ode.explain().parts
                 found = {"r": state.reduced, "m": stage.reduced}
-                reduced.append(Candidate("pod-deim", found, small))
+                reduced.append(Candidate("fitted", found, small))
             except NonFiniteError:
                 failures.append(", ".join(f"{name} {value}" for name, value in sizes.items()))
             bar.advance()
@@ -267,10 +267,11 @@ def _story(data: DataSet, rows: list[Row], loss: float) -> list[Paragraph]:
             "forward pass."
         ),
         Paragraph(
-            "The trained network was then reduced, without training it again, by the classic method: the state is "
-            "projected onto the directions in which it varies most along trajectories of the training images (POD), "
-            "and tanh is evaluated at a few points only, from which the rest is interpolated (DEIM). In the pictures r "
-            "is the size of the reduced state, and m the number of points."
+            "The trained network was then reduced, without training it again: the state is projected onto the "
+            "directions that the network's output sees most along trajectories of the training images (a balanced "
+            "basis), tanh is evaluated at the few points that say most about the projected derivative, and what "
+            "follows is fitted by least squares. In the pictures r is the size of the reduced state, and m the number "
+            "of points."
         ),
         Paragraph(
             "Nothing was chosen on test data. Validation data decide which reduced layers are also shown with coarse "
@@ -285,9 +286,9 @@ def _pictures(
     data: DataSet, network: ConvolutionalOde, rows: list[Row], best: Row, marked: nn.Module
 ) -> dict[str, list[Picture]]:
     layer = marked.ode
-    ((stage, points),) = layer.points.items()
+    ((_, points),) = layer.points.items()
     reduced = [row for row in rows if row.ours]
-    sizes = {"state": [row.sizes["r"] for row in reduced], stage: [row.sizes["m"] for row in reduced]}
+    sizes = {"state": [row.sizes["r"] for row in reduced]}
     arguments = layer_arguments(network, "ode", data.validation.inputs[:1])
     return {
         "Accuracy against time": [
@@ -297,11 +298,12 @@ def _pictures(
                 "layer's coarse solvers at the same height. r: reduced state, m: points.",
             )
         ],
-        "How much state and nonlinearity vary": [
+        "What the output sees of the state": [
             Picture(
                 singular_values(layer.singular_values, sizes),
-                "Singular values of the snapshots of the state and of tanh (stage g1). The faster they fall, the "
-                "smaller a layer can be: what lies right of a dot is left out at that size.",
+                "Singular values of the balanced basis: how much the state varies in a direction, times how much the "
+                "output sees of it. The faster they fall, the smaller a layer can be: what lies right of a dot is left "
+                "out at that size.",
             )
         ],
         "Where tanh is evaluated": [

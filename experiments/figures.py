@@ -24,7 +24,7 @@ _COLOURS = ("#222222", "#d95f02", "#1b6ca8", "#5a9e3c", "#8a4fae", "#a8791b")
 
 
 def singular_values(spectra: Mapping[str, np.ndarray], sizes: Mapping[str, Sequence[int]]) -> bytes:
-    """Draw the POD singular values of the state and of the stages, with the sizes that were tried.
+    """Draw the singular values of the state and of the stages, with the sizes that were tried.
 
     Parameters
     ----------

@@ -194,7 +194,9 @@ def _table(titles: Sequence[str], words: int) -> Table:
     """An empty table whose first columns hold words, and the others numbers."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for i, title in enumerate(titles):
-        table.add_column(title, justify="left" if i < words else "right", no_wrap=i >= words, vertical="bottom")
+        table.add_column(
+            title, justify="left" if i < words else "right", no_wrap=i == 0 or i >= words, vertical="bottom"
+        )
     return table
 
 

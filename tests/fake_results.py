@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from torchmor.adapters import NetworkReductor, ODELayer
+from torchmor.experiments.accuracy import packed
 from torchmor.experiments.comparison import Row
 from torchmor.experiments.networks import RecurrentFunction
 from torchmor.experiments.results import NetworkResult, Showcase
@@ -42,13 +43,14 @@ def make_row(method, sizes, solver, accuracy, wall_s=None, own=False, validation
             "difference_interval": (-1.25, 0.5),
             "layer": times[0],
             "network": times[1],
+            "correct": packed(torch.arange(400) < 4 * accuracy),
         }
         | changes
     )
 
 
 def plausible_rows(seed, n, own, timed, image=True):
-    """About 80 rows of one seed: the full network first, and curves that fall off as sizes shrink."""
+    """About 100 rows of one seed: the full network first, and curves that fall off as sizes shrink."""
     random = np.random.default_rng(seed)
     top = 91 + random.normal(scale=0.3)
     cost = {"own": 30e-3, "1 Euler step": 0.9e-3, "2 Euler steps": 1.8e-3, "4 Euler steps": 3.7e-3}
@@ -66,6 +68,10 @@ def plausible_rows(seed, n, own, timed, image=True):
         "pod-qdeim": ([{"r": r, "m": m} for r, m in levels], 0.03, 0.27),
         "pod-ei-greedy": ([{"r": r, "m": m} for r, m in levels], 0.05, 0.33),
         "pod-galerkin": ([{"r": r} for r, _ in levels], 0.01, 0.9),
+        "balanced-galerkin": ([{"r": r} for r, _ in levels], 0.01, 0.85),
+        "fitted": ([{"r": r, "m": m} for r, m in levels], 0.01, 0.29),
+        "distilled": ([{"r": 64, "m": 256}], 0.05, 0.2),
+        "control": ([{"r": 64, "m": 256}], 1.0, 0.2),
         "pruning": ([{"kept": k} for k in kept], 0.8, 0.7),
         "svd": ([{"rank": k} for k in (12, 8, 6, 4, 2, 1)], 0.04, 1.15),
         "svd-dense": ([{"rank": k} for k in (256, 128, 64, 32, 16, 8)], 0.08, 0.5),

@@ -44,6 +44,14 @@ SIGNATURES = {
         "seed": 0,
         "progress": True,
     },
+    "distill": {
+        "network": REQUIRED,
+        "reduced": REQUIRED,
+        "calibration": REQUIRED,
+        "*": None,
+        "validation": None,
+        "epochs": 10,
+    },
     "full_order_model": {"layer": REQUIRED, "example_state": REQUIRED, "example_input": None, "t": None},
     "collect_snapshots": {"network": REQUIRED, "name": REQUIRED, "calibration": REQUIRED, "*": None, "batch_size": 256},
     "to_module": {"rom_or_operator": REQUIRED},
@@ -52,7 +60,7 @@ SIGNATURES = {
     "export_operators": {"layer": REQUIRED, "path": REQUIRED},
 }
 #: Functions that have more parameters than those pinned: optional ones, after them.
-EXTENDED = ("collect_snapshots", "to_module")
+EXTENDED = ("collect_snapshots", "distill", "to_module")
 
 
 def parameters(function):
@@ -82,7 +90,7 @@ def test_call_of_a_layer(name):
 
 
 def test_attributes_of_a_reduced_layer():
-    for name in ("explain", "rom", "fom", "bases", "singular_values", "points"):
+    for name in ("explain", "rom", "fom", "bases", "singular_values", "points", "distance"):
         assert inspect.getdoc(getattr(adapters.ReducedODELayer, name))
 
 
@@ -102,7 +110,7 @@ def test_unknown_name():
     with pytest.raises(AttributeError, match=r"module 'torchmor\.adapters' has no attribute 'reduced'$"):
         _ = adapters.reduced
     with pytest.raises(ImportError, match="cannot import name 'distil'"):
-        from torchmor.adapters import distil  # noqa: F401 - it is not there
+        from torchmor.adapters import distil  # noqa: F401 - its name is distill
     assert not hasattr(adapters, "fold")
 
 

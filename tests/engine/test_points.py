@@ -1,5 +1,7 @@
 """Empirical interpolation of stages: exact where it must be, and bounded elsewhere."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torchmor.engine import points as points_module
 from torchmor.engine.bases import pod
 from torchmor.engine.errors import SizeError
-from torchmor.engine.points import INTERPOLATING, interpolate
+from torchmor.engine.points import INTERPOLATING, collateral_basis, interpolate, oversample
 
 over_selections = pytest.mark.parametrize("selection", INTERPOLATING)
 
@@ -108,3 +110,39 @@ def test_greedy_selection_works_on_evenly_chosen_snapshots(monkeypatch):
     few, _ = interpolated(6, "ei_greedy", chosen)
     np.testing.assert_array_equal(sampled.points, few.points)
     np.testing.assert_allclose(sampled.lift @ values[sampled.points], values, atol=0.2)
+
+
+def test_oversampling():
+    """Law: the first points stay, no point is taken twice, and ‖U[points]⁺‖ does not grow; m = size gives 1."""
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(30, 8)) @ rng.normal(size=(8, 50))
+    square = interpolate(values, pod(values), 5, "deim")
+    constants = []
+    for m in (5, 6, 10, 29, 30):
+        more = oversample(square, m)
+        assert len(set(more.points)) == m and more.points[:5].tolist() == square.points.tolist()
+        np.testing.assert_allclose(more.lift @ more.basis[more.points], more.basis, atol=1e-10)
+        constants.append(more.constant)
+    assert constants[0] == pytest.approx(square.constant)
+    assert all(b <= a * (1 + 1e-9) for a, b in pairwise(constants)) and constants[-1] == pytest.approx(1.0)
+
+
+def test_oversampling_helps_more_than_other_points():
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(60, 60)) @ np.diag(0.8 ** np.arange(60)) @ rng.normal(size=(60, 90))
+    square = interpolate(values, pod(values), 10, "deim")
+    chosen = oversample(square, 14).constant
+    others = []
+    for _ in range(20):
+        free = np.setdiff1d(np.arange(60), square.points)
+        others.append(collateral_basis(np.append(square.points, rng.choice(free, 4, False)), square.basis).constant)
+    assert chosen < np.median(others)
+
+
+def test_points_that_do_not_determine_the_coefficients():
+    basis = np.linalg.qr(np.random.default_rng(5).normal(size=(10, 3)))[0]
+    basis[:3] = 0.0
+    with pytest.raises(SizeError, match="points that tell 3 basis vectors apart, got 3 that do not"):
+        collateral_basis(np.arange(3), basis)
+    with pytest.raises(SizeError, match="points that tell 3 basis vectors apart, got 4 that do not"):
+        collateral_basis(np.arange(4), basis)

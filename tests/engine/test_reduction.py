@@ -12,8 +12,8 @@ from torchmor.engine.bases import pod
 from torchmor.engine.errors import NonFiniteError, SizeError
 from torchmor.engine.expressions import Expression
 from torchmor.engine.models import ode_layer_model
-from torchmor.engine.points import INTERPOLATING, interpolate
-from torchmor.engine.reduction import SnapshotReductor
+from torchmor.engine.points import INTERPOLATING, SELECTIONS, interpolate
+from torchmor.engine.reduction import BASES, FITS, SnapshotReductor
 from torchmor.engine.reductors import OdeLayerReductor
 from torchmor.engine.stages import Stage, StageChain
 from torchmor.engine.time_steppers import RungeKuttaTimeStepper
@@ -265,3 +265,50 @@ def test_sizes_do_not_depend_on_reductions_before(layered, selection):
         for name, sampled in alone.reductor.interpolations.items():
             np.testing.assert_array_equal(sampled.points, again.reductor.interpolations[name].points)
             np.testing.assert_allclose(sampled.lift, again.reductor.interpolations[name].lift, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("modes", [None, 6])
+def test_every_basis_with_every_selection_and_fit(layered, basis, selection, fit, modes):
+    """Two stages, more points than modes too: the trajectories are close, and the result says what it is."""
+    fom, snapshots, initial = layered
+    gradients = np.random.default_rng(2).normal(size=(24, 40))
+    reduction = SnapshotReductor(fom, snapshots, gradients=lambda: gradients).reduce(
+        state_dim=8, points=12, modes=modes, basis=basis, selection=selection, fit=fit
+    )
+    assert error(fom, reduction, initial) < (0.2 if modes else 0.05)
+    assert [part.reduced for part in reduction.parts] == [8, 12, 12]
+    assert all(len(set(points)) == 12 for points in reduction.points.values())
+    assert reduction.parts[0].why == {"pod": "POD", "balanced": "balanced"}[basis] + ", as asked"
+    assert ("test" in reduction.bases) == (basis == "balanced")
+    for part in reduction.parts[1:]:
+        fitted_only = (selection, fit) == ("omp", "least_squares")
+        assert (part.constant is None) == fitted_only
+        assert part.why == f"{selection}, as asked" + (", 6 modes" if modes and not fitted_only else "")
+    lifted = reduction.reductor.reconstruct(reduction.rom.solve(initial[:, 0])).to_numpy()
+    np.testing.assert_allclose(lifted, reduction.rom.output(initial[:, 0]), atol=1e-12)
+
+
+def test_balanced_bases_need_gradients(layered):
+    with pytest.raises(ValueError, match='expected gradients of the output for basis="balanced", got none'):
+        SnapshotReductor(*layered[:2]).reduce(state_dim=3, points=4, basis="balanced")
+
+
+def test_balanced_reduction_keeps_its_spectrum_and_offset(layered):
+    fom, snapshots, _ = layered
+    gradients = np.random.default_rng(2).normal(size=(24, 3))
+    calls = []
+    reductor = SnapshotReductor(fom, snapshots, gradients=lambda: calls.append(1) or gradients)
+    reduction = reductor.reduce(state_dim=6, points="full", basis="balanced")
+    reductor.reduce(state_dim=2, points="full", basis="balanced")
+    assert calls == [1]
+    assert len(reduction.singular_values["state"]) == 3, "three gradients: the rest is padded with POD modes"
+    V, W = reduction.bases["state"], reduction.bases["test"]
+    np.testing.assert_allclose(W.T @ V, np.eye(6), atol=1e-8)
+    mean = snapshots.mean(axis=1)
+    np.testing.assert_allclose(reduction.reductor.offset.to_numpy()[:, 0], mean, atol=1e-14)
+    rule = reductor.reduce(energy_rtol=0.3, basis="balanced", selection="omp", fit="least_squares")
+    squares = rule.singular_values["state"] ** 2
+    assert squares[rule.parts[0].reduced :].sum() <= 0.3**2 * squares.sum()

@@ -28,7 +28,7 @@ def test_table_has_the_rows_of_an_honest_comparison(demo):
     for name in ("full, dopri5", "full, 1 Euler step", "full, 2 Euler steps", "full, 4 Euler steps"):
         assert names.count(name) == 1
     assert {"full, 1 midpoint step", "full, 1 RK4 step", "ODE layer skipped"} < set(names)
-    assert [row.sizes for row in outcome.rows if row.name == "POD–DEIM, dopri5"] == [
+    assert [row.sizes for row in outcome.rows if row.name == "balanced, fitted, dopri5"] == [
         {"r": 8, "m": 16},
         {"r": 32, "m": 64},
     ]

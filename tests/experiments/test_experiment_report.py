@@ -45,7 +45,7 @@ def test_report_has_everything(text, networks):
     assert headings.count("How much state and nonlinearity vary") == 2
     assert "Faster &amp; smaller" in text
     assert "torchmor convolutional --data &lt;made up&gt;" in text
-    assert "All 103 rows" in text
+    assert "All 131 rows" in text
     for method in METHODS.values():
         assert method.explanation.replace("'", "&#x27;") in text
     assert "unstable &lt;at these sizes&gt;" in text

@@ -50,7 +50,7 @@ def test_every_row_is_in_the_accuracy_plot(found, drawn, part):
 
     full = [entry for entry in found if entry.row.method == "full"]
     compressed = [entry for entry in found if entry.compressed]
-    assert len(compressed) == 96
+    assert len(compressed) == 124
     assert marks(own) == expected([*full, *(entry for entry in compressed if entry.row.own_solver)])
     assert marks(coarse) == expected([*full[1:], *(entry for entry in compressed if not entry.row.own_solver)])
     texts = {text.get_text() for text in coarse.texts}
@@ -88,7 +88,7 @@ def test_tick_labels_are_true(found, drawn):
 def test_every_method_by_itself(found, drawn):
     accuracy_by_method(found, "layer")
     shown = {axes.get_title(): axes for axes in drawn[0].axes if axes.get_title()}
-    assert len(shown) == 8
+    assert len(shown) == 12
     texts = [text.get_text() for text in shown["POD–DEIM"].texts]
     assert sorted(texts) == sorted(["256/512", "128/256", "64/128", "32/64", "16/32", "8/16"])
     assert sorted(text.get_text() for text in shown["neuron pruning"].texts) == sorted("14 12 10 8 4 2".split())

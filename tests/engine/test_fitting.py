@@ -1,0 +1,130 @@
+"""Fitted operators: regression, its laws, and what it shares with interpolation."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from catalogue import module
+from torchmor.adapters.tracing import trace
+from torchmor.engine.bases import pod
+from torchmor.engine.fitting import RIDGES, Training, fit_chain, regress
+from torchmor.engine.points import interpolate
+
+rng = np.random.default_rng(0)
+
+
+def test_regression_is_ridge_regression_with_a_free_constant():
+    features, target = rng.normal(size=(6, 50)) + 3.0, rng.normal(size=(2, 50))
+    for ridge in (0.0, 1e-3, 1.0):
+        matrix, shift = regress(features, target, ridge)
+        centered = features - features.mean(axis=1, keepdims=True)
+        weight = ridge * np.sum(centered**2) / 6
+        expected = (
+            (target - target.mean(axis=1, keepdims=True))
+            @ centered.T
+            @ np.linalg.inv(centered @ centered.T + weight * np.eye(6))
+        )
+        np.testing.assert_allclose(matrix, expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(shift, (target - matrix @ features).mean(axis=1), atol=1e-12)
+
+
+def test_chosen_ridge_is_one_of_the_candidates_and_resists_noise():
+    features = rng.normal(size=(40, 60))
+    target = rng.normal(size=(3, 5)) @ features[:5] + rng.normal(size=(3, 60))
+    chosen, _ = regress(features, target)
+    assert any(np.array_equal(chosen, regress(features, target, ridge)[0]) for ridge in RIDGES)
+    assert np.linalg.norm(chosen) < np.linalg.norm(regress(features, target, 0.0)[0])
+
+
+@pytest.mark.parametrize("columns", [3, 40])
+def test_dependent_features(columns):
+    """The least-norm solution, also for fewer columns than features."""
+    some = rng.normal(size=(3, columns))
+    features, target = np.vstack([some, some[:2]]), some[:1] - 2 * some[1:2] + 1
+    matrix, shift = regress(features, target, 0.0)
+    np.testing.assert_allclose(matrix @ features + shift[:, None], target, atol=1e-9)
+    assert np.linalg.norm(matrix) < 5
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(12, 20), nn.Tanh(), nn.Linear(20, 15), nn.Tanh(), nn.Linear(15, 12))
+
+    def forward(self, t, y):
+        return self.net(y) - y + torch.sin(y)
+
+
+def setting(f, n=12, k=300, dimensions=4):
+    torch.manual_seed(0)
+    chain = trace(lambda t, y, u: f.double()(t, y), torch.randn(2, n, dtype=torch.float64))
+    V = np.linalg.qr(rng.normal(size=(n, dimensions)))[0]
+    c = rng.normal(size=n)
+    y = c[:, None] + V @ rng.normal(size=(dimensions, k))
+    return chain, V, c, Training(y, None, np.zeros(k), chain.evaluate(y))
+
+
+def test_states_and_stages_within_their_spans_give_the_interpolation():
+    """Law: with ridge 0, y = ŷ and g in span U, the values are those of DEIM."""
+    f = module(lambda self, t, y: self.b(torch.tanh(self.a(y))), a=nn.Linear(12, 20), b=nn.Linear(20, 12))
+    chain, V, c, training = setting(f)
+    some = Training(training.y[:, :6], None, np.zeros(6), {k: v[:, :6] for k, v in training.values.items()})
+    basis = interpolate(some.values["g1"], pod(some.values["g1"]), 6)
+    fitted = fit_chain(chain, V, V, c, {"g1": basis.points}, some, 0.0)
+    z = V.T @ (some.y - c[:, None])
+    expected = chain.reduce(V, V, c, {"g1": basis})(z)
+    np.testing.assert_allclose(fitted(z), expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("m", [4, 8, 14])
+def test_residual_is_never_above_that_of_interpolation(m):
+    """Law: with ridge 0, on the training states, also where these are outside the trial space."""
+    f = module(lambda self, t, y: self.b(torch.tanh(self.a(y))) - y, a=nn.Linear(12, 20), b=nn.Linear(20, 12))
+    chain, V, c, training = setting(f, dimensions=12)
+    V = V[:, :5]
+    basis = interpolate(training.values["g1"], pod(training.values["g1"]), m)
+    z, exact = V.T @ (training.y - c[:, None]), V.T @ training.values["output"]
+    errors = [
+        np.linalg.norm(reduced(z) - exact)
+        for reduced in (
+            fit_chain(chain, V, V, c, {"g1": basis.points}, training, 0.0),
+            chain.reduce(V, V, c, {"g1": basis}),
+        )
+    ]
+    assert errors[0] < 0.999 * errors[1]
+
+
+def test_deep_function_is_fitted_stage_after_stage():
+    chain, V, c, training = setting(Deep())
+    names = [stage.name for stage in chain.stages]
+    z, exact = V.T @ (training.y - c[:, None]), V.T @ training.values["output"]
+    errors = []
+    for m in (3, 6, 10):
+        points = {name: np.arange(m) for name in names}
+        reduced = fit_chain(chain, V, V, c, points, training, 0.0)
+        assert [stage.size for stage in reduced.stages] == [m] * len(names) and reduced.state_size == 4
+        errors.append(np.linalg.norm(reduced(z) - exact) / np.linalg.norm(exact))
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 0.05
+
+
+def test_linear_parts_stay_exact():
+    """A function without sampled stages is the plain projection."""
+    f = module(lambda self, t, y: self.a(y) + torch.tanh(y), a=nn.Linear(12, 12))
+    chain, V, c, training = setting(f)
+    reduced = fit_chain(chain, V, V, c, {}, training)
+    z = rng.normal(size=(4, 7))
+    np.testing.assert_allclose(reduced(z), chain.reduce(V, V, c)(z), atol=1e-13)
+    kept = fit_chain(chain, None, None, None, {"g1": np.arange(12)}, training, 0.0)
+    np.testing.assert_allclose(kept(training.y), training.values["output"], atol=1e-8)
+
+
+def test_inputs_and_times_are_read():
+    """What depends on u and t alone is not fitted away."""
+    f = module(lambda self, t, y, u: torch.tanh(self.a(y)) + self.b(u) + t, a=nn.Linear(8, 8), b=nn.Linear(2, 8))
+    chain = trace(f.double(), torch.randn(2, 8, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64))
+    y, u, t = rng.normal(size=(8, 200)), rng.normal(size=(2, 200)), rng.normal(size=200)
+    training = Training(y, u, t, chain.evaluate(y, u, t))
+    reduced = fit_chain(chain, np.eye(8), np.eye(8), None, {"g1": np.arange(8)}, training, 0.0)
+    u, t = rng.normal(size=(2, 200)) * 10, t + 5
+    np.testing.assert_allclose(reduced(y, u, t), chain(y, u, t), atol=1e-8)
