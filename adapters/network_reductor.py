@@ -36,7 +36,8 @@ from torchmor.engine.errors import (
 )
 from torchmor.engine.explanation import Explanation, Trial
 from torchmor.engine.models import OdeLayerModel
-from torchmor.engine.reduction import Size, SnapshotReductor, check_request
+from torchmor.engine.reduction import SnapshotReductor
+from torchmor.engine.sizes import Size, check_request
 
 
 class NetworkReductor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchmor.adapters.metrics import Metric
 from torchmor.adapters.network_reductor import NetworkReductor
-from torchmor.engine.reduction import Size
+from torchmor.engine.sizes import Size
 
 
 def reduce_network(

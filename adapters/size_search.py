@@ -7,7 +7,7 @@ from typing import Any
 from torchmor.adapters.steps import Steps
 from torchmor.engine.errors import NothingToReduceError
 from torchmor.engine.explanation import Trial
-from torchmor.engine.reduction import stage_sizes
+from torchmor.engine.sizes import stage_sizes
 from torchmor.engine.stages import StageChain
 
 #: Reduced states that are tried.

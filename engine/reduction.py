@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 
 import numpy as np
 from pymor.core.logger import log_levels
@@ -19,7 +18,6 @@ from torchmor.engine.matching_pursuit import matching_pursuit
 from torchmor.engine.models import OdeLayerModel
 from torchmor.engine.points import (
     NESTED,
-    SELECTIONS,
     CollateralBasis,
     collateral_basis,
     interpolate,
@@ -27,12 +25,8 @@ from torchmor.engine.points import (
     too_many_points,
 )
 from torchmor.engine.reductors import FittedReductor, OdeLayerReductor
+from torchmor.engine.sizes import Size, check_request, stage_sizes, too_large
 from torchmor.engine.stages import Stage
-
-Size = int | str | None
-
-BASES = ("pod", "balanced")
-FITS = ("interpolation", "least_squares")
 
 #: Balanced bases are computed within so many leading POD modes of the states.
 BALANCING_MODES = 1024
@@ -160,13 +154,13 @@ class SnapshotReductor:
                 "points, or energy_rtol=1e-3"
             )
         if isinstance(state_dim, int) and state_dim > self.chain.state_size:
-            raise SizeError(_too_large("state_dim", state_dim, self.chain.state_size))
+            raise SizeError(too_large("state_dim", state_dim, self.chain.state_size))
         sizes = stage_sizes(points, len(stages), "points")
         if isinstance(points, int) and stages and points > max(stage.size for stage in stages):
-            raise SizeError(_too_large("points", points, max(stage.size for stage in stages)))
+            raise SizeError(too_large("points", points, max(stage.size for stage in stages)))
         for stage, size in zip(stages, sizes, strict=True):
             if isinstance(points, list) and isinstance(size, int) and size > stage.size:
-                raise SizeError(_too_large(f"points of stage '{stage.name}'", size, stage.size))
+                raise SizeError(too_large(f"points of stage '{stage.name}'", size, stage.size))
         vectors = dict(zip((s.name for s in stages), stage_sizes(modes, len(stages), "modes"), strict=True))
 
         self._spectra = {}
@@ -383,51 +377,5 @@ class SnapshotReductor:
         return self._values
 
 
-def check_request(
-    state_dim, points, modes, basis, selection, fit, energy_rtol
-) -> tuple[Size, Size | list, Size | list]:
-    """Return state_dim, points and modes as plain ints and lists.
-
-    Raises
-    ------
-    SizeError, ValueError
-        What is asked for is impossible whatever the data.
-    """
-    for name, value, allowed in (("basis", basis, BASES), ("selection", selection, SELECTIONS), ("fit", fit, FITS)):
-        if value not in allowed:
-            raise ValueError(f"expected {name} to be one of {', '.join(allowed)}, got {value!r}")
-    if energy_rtol is not None and not (isinstance(energy_rtol, Real) and 0 <= energy_rtol < 1):
-        raise SizeError(f"expected 0 ≤ energy_rtol < 1, got {energy_rtol!r}")
-    state_dim, points, modes = _plain_size(state_dim), _plain(points), _plain(modes)
-    return state_dim, points, modes
-
-
-def _plain(sizes):
-    if isinstance(sizes, Sequence) and not isinstance(sizes, str):
-        return [_plain_size(size) for size in sizes]
-    return _plain_size(sizes)
-
-
-def _plain_size(size) -> Size:
-    if isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 1:
-        return int(size)
-    if size is None or (isinstance(size, str) and size == "full"):
-        return size
-    raise SizeError(f'expected sizes to be positive ints, "full" or None, got {size!r}')
-
-
-def stage_sizes(sizes: Size | Sequence[Size], count: int, name: str) -> list[Size]:
-    """Return one size for each stage."""
-    if not isinstance(sizes, list):
-        return [sizes] * count
-    if len(sizes) != count:
-        raise SizeError(f"expected one entry of {name} for each of the {count} stages, got {len(sizes)}: {sizes}")
-    return sizes
-
-
 def _words(stage: Stage) -> str:
     return stage.expression.text([f"a{i + 1}" for i in range(stage.expression.arity)])
-
-
-def _too_large(name, size, full):
-    return f"expected {name} of at most {full}, the full size, got {size}: ask for fewer"

@@ -33,7 +33,8 @@ GREEDY_POINTS = 256
 DISTILLATION_STEPS, DISTILLATION_EPOCHS = 7000, 100
 DISTILLATION_BATCH = 128
 
-#: The layer's own solver takes long: only every third level of a method is measured with it too.
+#: The layer's own solver takes long: only every third level of a reduction is measured with it too, and of the methods
+#: that keep the state large the first one.
 LEVELS_PER_OWN = 3
 
 
@@ -151,7 +152,7 @@ class Compression:
         for method, basis in GALERKIN.items():
             for i, r in enumerate(dict.fromkeys(r for r, _ in levels.sizes)):
                 make = self._reduce(r, "full", **{**CLASSIC, "basis": basis, "selection": "deim"})
-                yield Job(method, {"r": r}, make, i % LEVELS_PER_OWN == 0 and basis == "pod")
+                yield Job(method, {"r": r}, make, i == 0 and basis == "pod")
         solver = levels.distilled_solver or companion
         for r, m in levels.distilled if first else levels.distilled[:1]:
             for method in ("distilled", "control"):
@@ -173,7 +174,7 @@ class Compression:
         for method, size, sizes, function in together:
             made = cache(lambda function=function, sizes=sizes: function(sizes))
             for i, value in enumerate(sizes):
-                yield Job(method, {size: value}, lambda made=made, i=i: made()[i], i % LEVELS_PER_OWN == 0)
+                yield Job(method, {size: value}, lambda made=made, i=i: made()[i], i == 0)
 
     def showcase(self) -> dict[str, nn.Module]:
         """Return the network reduced with each selection of points, to one of the middle sizes."""

@@ -13,8 +13,9 @@ from torchmor.engine.errors import NonFiniteError, SizeError
 from torchmor.engine.expressions import Expression
 from torchmor.engine.models import ode_layer_model
 from torchmor.engine.points import INTERPOLATING, SELECTIONS, interpolate
-from torchmor.engine.reduction import BASES, FITS, SnapshotReductor
+from torchmor.engine.reduction import SnapshotReductor
 from torchmor.engine.reductors import OdeLayerReductor
+from torchmor.engine.sizes import BASES, FITS
 from torchmor.engine.stages import Stage, StageChain
 from torchmor.engine.time_steppers import RungeKuttaTimeStepper
 
