@@ -59,6 +59,7 @@ def print_table(console: Console, rows: Sequence[Row]) -> None:
         least = [title.startswith("agrees") or (title.startswith("gain") and title.endswith("×1")) for title in titles]
         shown = [i for i in shown if not least[i]]
     table = _table([titles[i] for i in shown], 1)
+    table.columns[-1].no_wrap = False
     best = best_reduced(rows)
     for number, row in enumerate(rows):
         following = rows[min(number + 1, len(rows) - 1)]

@@ -112,3 +112,14 @@ def test_layer_alone():
     y0 = torch.randn(200, 8)
     small = reduce_network(layer, "", y0, state_dim=3, points=4, **CLASSIC)
     assert error(distill(layer, small, y0, epochs=10), layer, y0) < error(small, layer, y0)
+
+
+@pytest.mark.gpu
+def test_search_and_distillation_on_a_gpu():
+    network, x = dense(method="midpoint").cuda(), X.cuda()
+    small = reduce_network(network, "ode", x, max_loss=0.2)
+    small.ode.on_outside = "warn"
+    assert error(small, network, x) < 0.2
+    tuned = distill(network, small, x, epochs=2)
+    assert all(tensor.is_cuda for tensor in tuned.state_dict().values())
+    assert error(tuned, network, x) <= error(small, network, x) * 1.05

@@ -47,6 +47,14 @@ def reduced(name, **settings):
     return reduce_network(network, entry.layer, entry.batch(), **entry.sizes).get_submodule(entry.layer)
 
 
+def classic(name):
+    entry = NETWORKS[name]
+    method = {"basis": "pod", "selection": "deim", "fit": "interpolation"}
+    return reduce_network(entry.network(), entry.layer, entry.batch(), **entry.sizes, **method).get_submodule(
+        entry.layer
+    )
+
+
 def arguments_of(layer, batch=3, seed=0):
     """A state and, if the layer reads one, samples of an input."""
     generator = torch.Generator().manual_seed(seed)
@@ -316,15 +324,22 @@ def test_record():
     entry = NETWORKS["dense"]
     layer = layer_of()
     assert layer.fom.solution_space.dim == 10 and layer.rom.solution_space.dim == 4
-    assert {key: basis.shape for key, basis in layer.bases.items()} == {"state": (10, 4), "g1": (10, 5)}
-    assert set(layer.singular_values) == {"state", "g1"}
+    assert {key: basis.shape for key, basis in layer.bases.items()} == {"state": (10, 4), "test": (10, 4)}
+    np.testing.assert_allclose(layer.bases["test"].T @ layer.bases["state"], np.eye(4), atol=1e-12)
+    assert set(layer.singular_values) == {"state"}
     assert list(layer.points) == ["g1"] and len(set(layer.points["g1"])) == 5 and max(layer.points["g1"]) < 10
-    for basis in layer.bases.values():
-        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
     y0 = torch.randn(1, 10, **DOUBLE)
     U = layer.fom.solve({"initial_state": y0[0].numpy()}).to_numpy()
     expected = entry.network().ode(y0)[0].detach().numpy()
     np.testing.assert_allclose(U[:, -1], expected, rtol=1e-12)
+
+
+def test_record_of_the_classic_method():
+    layer = classic("dense")
+    assert {key: basis.shape for key, basis in layer.bases.items()} == {"state": (10, 4), "g1": (10, 5)}
+    assert set(layer.singular_values) == {"state", "g1"}
+    for basis in layer.bases.values():
+        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
 
 
 @networks
@@ -351,7 +366,7 @@ def test_rom_follows_the_parameters(name, method):
 def test_explanation_in_words():
     text = str(layer_of("trajectories").explain())
     for words in (
-        "basis pod, selection deim, fit interpolation",
+        "basis balanced, selection omp, fit least_squares",
         "solver: t=(1.0, 0.7, -0.5), method='heun3', output='trajectory'",
         "of 32 samples",
         "evaluations of the ODE function in a forward pass",
@@ -360,14 +375,25 @@ def test_explanation_in_words():
         "as asked",
         "times fewer",
         "relative error on held-out calibration data: layer output 0.",
-        "constant",
-        "condition",
     ):
         assert words in text
-    rows = {line.split()[0]: " ".join(line.split()) for line in text.splitlines() if line}
+    rows = rows_of(text)
+    assert rows["state"].startswith("state y 10 5 ") and rows["state"].endswith("balanced, as asked")
+    assert " 14 6 - - - " in rows["g1"] and " 10 7 - - - " in rows["g2"] and rows["g2"].endswith("omp, as asked")
+    assert "kept: as asked" in str(layer_of("state kept").explain())
+
+
+def test_explanation_of_the_classic_method():
+    text = str(classic("trajectories").explain())
+    assert "basis pod, selection deim, fit interpolation" in text
+    assert "constant: the interpolation error is at most this times the best possible" in text
+    rows = rows_of(text)
     assert rows["state"].startswith("state y 10 5 0.") and rows["state"].endswith("POD, as asked")
     assert " 14 6 0." in rows["g1"] and " 10 7 0." in rows["g2"] and rows["g2"].endswith("deim, as asked")
-    assert "kept: as asked" in str(layer_of("state kept").explain())
+
+
+def rows_of(text):
+    return {line.split()[0]: " ".join(line.split()) for line in text.splitlines() if line}
 
 
 def test_repr_says_what_is_inside():

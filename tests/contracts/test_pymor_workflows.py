@@ -204,9 +204,9 @@ def test_our_interpolation_of_one_stage_is_pymors_of_the_function(alg):
     fom = model(name)
     states = snapshots(name)
     reduction = SnapshotReductor(fom, states.to_numpy()).reduce(state_dim=4, points=5, selection=alg)
-    sampled, f = reduction.interpolations["g1"], OdeFunctionOperator(-fom.operator.chain)
-    basis = fom.solution_space.make_array(sampled.basis)
-    interpolated = EmpiricalInterpolatedOperator(f, sampled.points, basis, alg == "ei_greedy")
+    points, f = reduction.points["g1"], OdeFunctionOperator(-fom.operator.chain)
+    basis = fom.solution_space.make_array(reduction.bases["g1"])
+    interpolated = EmpiricalInterpolatedOperator(f, points, basis, alg == "ei_greedy")
     V = fom.solution_space.make_array(reduction.bases["state"])
     pymors = project(interpolated, V, V)
     z = pymors.source.make_array(np.random.default_rng(0).normal(size=(4, 6)))
@@ -216,7 +216,7 @@ def test_our_interpolation_of_one_stage_is_pymors_of_the_function(alg):
     values = evaluations(fom, states)
     limit = {"max_interpolation_dofs": 5} if alg == "ei_greedy" else {"modes": 5}
     dofs, _, _ = ALGORITHMS[alg](values, **limit)
-    np.testing.assert_array_equal(np.sort(sampled.points), np.sort(dofs))
+    np.testing.assert_array_equal(np.sort(points), np.sort(dofs))
 
 
 @pytest.mark.parametrize("name", ["dense", "rate network", "residual", "time channels", "GRU"])

@@ -20,6 +20,8 @@ from torchmor.adapters import (
     to_module,
 )
 
+CLASSIC = {"basis": "pod", "selection": "deim", "fit": "interpolation"}
+
 
 def clusters(samples: int, *shape: int, spread=0.4) -> tuple[Tensor, Tensor]:
     """Noisy samples of three random patterns, and the number of the pattern."""
@@ -38,7 +40,7 @@ def convolutional():
     stem = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4))
     body = chain(ode=ODELayer(f, method="rk4", options={"step_size": 0.5}), drop=nn.Dropout(0.1))
     network = chain(stem=stem, body=body, head=nn.Sequential(nn.Flatten(), nn.Linear(144, 3)))
-    return network, (lambda n: clusters(n, 1, 12, 12)), {"energy_rtol": 0.2}
+    return network, (lambda n: clusters(n, 1, 12, 12)), {"energy_rtol": 0.2, **CLASSIC}
 
 
 def recurrent():
