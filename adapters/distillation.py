@@ -46,9 +46,10 @@ def distill(
     calibration
         Inputs as in `reduce_network`. More of them than the reduction needed help.
     validation
-        Inputs in the same form, to stop by; a seeded 20 % of `calibration` by default.
+        Inputs in the same form; the parameters of the pass that was best on them are returned. A seeded 20 % of
+        `calibration` by default.
     epochs
-        Passes over the data, at most: it stops when ten passes in turn improved nothing.
+        Passes over the data.
     classes
         Whether the output are logits (batch, classes, …), and the loss the Kullback–Leibler divergence from the
         teacher's class probabilities, instead of the squared error of the output relative to its variance. None: as the
@@ -91,7 +92,7 @@ def distill(
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    best, best_loss, since = _copies(parameters), _mean_loss(student, exam, loss), 0
+    best, best_loss = _copies(parameters), _mean_loss(student, exam, loss)
     for layer in layers:
         _balance_scales(student, layer, lessons[0][0])
     optimiser = torch.optim.Adam(
@@ -113,10 +114,9 @@ def distill(
             optimiser.step()
             schedule.step()
         found = _mean_loss(student, exam, loss)
-        since += 1
         if found < best_loss:
-            best, best_loss, since = _copies(parameters), found, 0
-        if since >= PATIENCE or not math.isfinite(found):
+            best, best_loss = _copies(parameters), found
+        if not math.isfinite(found):
             break
     with torch.no_grad():
         for parameter, value in zip(parameters, best, strict=True):
@@ -124,10 +124,6 @@ def distill(
     for parameter in frozen:
         parameter.requires_grad_(True)
     return student.train(reduced.training)
-
-
-#: Epochs without improvement after which distillation stops.
-PATIENCE = 10
 
 
 def _lessons(network: nn.Module, batches) -> list[tuple[Batch, Tensor]]:

@@ -1,8 +1,9 @@
 """What is compared: one network made faster by every method, at every level of compression."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torchmor.adapters.distillation import distill
 from torchmor.adapters.files import with_layers
 from torchmor.adapters.network_reductor import NetworkReductor
+from torchmor.adapters.solve_request import ADAPTIVE_METHODS
 from torchmor.adapters.steps import Steps, solved_by
 from torchmor.experiments.baselines import prune_neurons, prune_structure, truncate_weights
 from torchmor.experiments.data.labelled import DataSet
@@ -30,12 +32,33 @@ GALERKIN = {"pod-galerkin": "pod", "balanced-galerkin": "balanced"}
 GREEDY_POINTS = 256
 
 #: Distillation takes about so many steps of gradient descent, but no more than so many epochs.
-DISTILLATION_STEPS, DISTILLATION_EPOCHS = 7000, 100
+DISTILLATION_STEPS, DISTILLATION_EPOCHS = 8000, 200
 DISTILLATION_BATCH = 128
 
-#: The layer's own solver takes long: only every third level of a reduction is measured with it too, and of the methods
-#: that keep the state large the first one.
-LEVELS_PER_OWN = 3
+#: An adaptive solver takes long: only every third level of a reduction is measured with it too, and of the methods that
+#: keep the state large the first one.
+LEVELS_PER_ADAPTIVE = 3
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A reduction that is distilled: r reduced states, m points, and the solver that it is trained and measured with.
+
+    Parameters
+    ----------
+    solver
+        None for that of the other compressed networks.
+    every_seed
+        Whether it is made for every seed, not for the first one only.
+    """
+
+    r: int
+    m: int
+    solver: Steps | None = None
+    every_seed: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.r}/{self.m}" + (f" with {self.solver}" if self.solver else "")
 
 
 @dataclass(frozen=True)
@@ -57,10 +80,7 @@ class Levels:
     calibration
         Training samples that reductions and pruning see.
     distilled
-        Sizes of the reductions that are distilled, on all training inputs; the first one for every seed, the others for
-        the first seed.
-    distilled_solver
-        Their solver; None for that of the other compressed networks.
+        Reductions of each network, by its key, that are distilled on all training inputs.
     teacher
         Steps of the full network that teaches; None for its own solver.
     """
@@ -71,9 +91,13 @@ class Levels:
     dense_ranks: Sequence[int]
     weights: Sequence[str] | None = None
     calibration: int = 2000
-    distilled: Sequence[tuple[int, int]] = ()
-    distilled_solver: Steps | None = None
+    distilled: Mapping[str, Sequence[Distillation]] = field(default_factory=dict)
     teacher: Steps | None = None
+
+    def in_words(self) -> dict[str, Any]:
+        """Return the levels for a table of settings."""
+        distilled = {key: [str(one) for one in several] for key, several in self.distilled.items()}
+        return asdict(self) | {"distilled": distilled, "teacher": str(self.teacher or "own solver")}
 
 
 @dataclass(frozen=True)
@@ -114,6 +138,8 @@ class Compression:
 
     Parameters
     ----------
+    key
+        Of the network, in the levels.
     network
         The trained network.
     name
@@ -126,8 +152,8 @@ class Compression:
         Of the choice of calibration samples.
     """
 
-    def __init__(self, network: nn.Module, name: str, data: DataSet, levels: Levels, seed: int):
-        self.network, self.name, self.levels = network, name, levels
+    def __init__(self, key: str, network: nn.Module, name: str, data: DataSet, levels: Levels, seed: int):
+        self.key, self.network, self.name, self.levels = key, network, name, levels
         chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))[: levels.calibration]
         self.calibration = data.train.inputs[chosen]
         self.data, self.seed = data, seed
@@ -144,20 +170,28 @@ class Compression:
             Whether this is the first seed.
         """
         network, name, levels = self.network, self.name, self.levels
+        adaptive = network.get_submodule(name).method in ADAPTIVE_METHODS
         yield Job("skipped", {}, lambda: with_layers(network, {name: SkippedLayer()}))
         for method, arguments in REDUCTIONS.items():
             for i, (r, m) in enumerate(levels.sizes):
                 if method != "pod-ei-greedy" or m <= GREEDY_POINTS:
-                    yield Job(method, {"r": r, "m": m}, self._reduce(r, m, **arguments), i % LEVELS_PER_OWN == 0)
+                    yield Job(
+                        method,
+                        {"r": r, "m": m},
+                        self._reduce(r, m, **arguments),
+                        not (adaptive and i % LEVELS_PER_ADAPTIVE),
+                    )
         for method, basis in GALERKIN.items():
             for i, r in enumerate(dict.fromkeys(r for r, _ in levels.sizes)):
                 make = self._reduce(r, "full", **{**CLASSIC, "basis": basis, "selection": "deim"})
-                yield Job(method, {"r": r}, make, i == 0 and basis == "pod")
-        solver = levels.distilled_solver or companion
-        for r, m in levels.distilled if first else levels.distilled[:1]:
+                yield Job(method, {"r": r}, make, not adaptive or (i == 0 and basis == "pod"))
+        for one in levels.distilled.get(self.key, ()):
+            if not (first or one.every_seed):
+                continue
+            solver = one.solver or companion
             for method in ("distilled", "control"):
-                make = self._distill(r, m, solver, random=method == "control")
-                yield Job(method, {"r": r, "m": m}, make, solver is None, solver)
+                make = self._distill(one.r, one.m, solver, random=method == "control")
+                yield Job(method, {"r": one.r, "m": one.m}, make, solver is None, solver)
 
         example = self.calibration[:2]
         together = (
@@ -174,7 +208,7 @@ class Compression:
         for method, size, sizes, function in together:
             made = cache(lambda function=function, sizes=sizes: function(sizes))
             for i, value in enumerate(sizes):
-                yield Job(method, {size: value}, lambda made=made, i=i: made()[i], i == 0)
+                yield Job(method, {size: value}, lambda made=made, i=i: made()[i], not adaptive or i == 0)
 
     def showcase(self) -> dict[str, nn.Module]:
         """Return the network reduced with each selection of points, to one of the middle sizes."""

@@ -1,7 +1,7 @@
 """`torchmor convolutional`: image networks with a convolutional ODE layer."""
 
 from torchmor.adapters.steps import COARSE, Steps
-from torchmor.experiments.candidates import Levels
+from torchmor.experiments.candidates import Distillation, Levels
 from torchmor.experiments.experiment import Experiment
 from torchmor.experiments.networks import CONVOLUTIONAL
 
@@ -15,8 +15,16 @@ EXPERIMENT = Experiment(
         kept=(14, 12, 10, 8, 4, 2),
         ranks=(12, 8, 6, 4, 2, 1),
         dense_ranks=(256, 128, 64, 32, 16, 8),
-        distilled=((64, 256), (16, 64)),
-        distilled_solver=Steps("midpoint", 1),
+        distilled={
+            "a": (
+                Distillation(48, 384, Steps("midpoint", 1)),
+                Distillation(16, 64, Steps("midpoint", 1), every_seed=False),
+            ),
+            "b": (
+                Distillation(32, 384, Steps("midpoint", 1)),
+                Distillation(16, 256, Steps("euler", 1), every_seed=False),
+            ),
+        },
         teacher=Steps("rk4", 1),
     ),
     coarse=lambda layer: COARSE,

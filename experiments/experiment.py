@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
 from rich.console import Console
 from torch import nn
 
+from torchmor.adapters.solve_request import ADAPTIVE_METHODS
 from torchmor.adapters.steps import Steps
 from torchmor.engine.errors import TorchmorError
 from torchmor.experiments.candidates import Compression, Job, Levels
@@ -101,7 +102,7 @@ def run_experiment(
         "data": f"{data.name}; {len(data.train):,} to train, {len(data.validation):,} to validate, "
         f"{len(data.test):,} to test",
         "split": f"seed {scale.seeds[0]}",
-        "levels": asdict(experiment.levels),
+        "levels": experiment.levels.in_words(),
         "networks": {recipe.key: recipe.description for recipe in experiment.recipes},
         "training": {recipe.key: recipe.training.words(len(data.train)) for recipe in experiment.recipes},
         "timing": f"{threads_in_words(scale.timing_threads)}, median of {scale.repeats} calls, or of at least 3 that "
@@ -139,7 +140,7 @@ class _Run:
             start = time.perf_counter()
             network = trained_network(self.recipe, self.data, seed, self.folder / "networks")
             on_seed = _OnSeed(self, network, seed)
-            rows[seed], found = on_seed.rows(companion, own=seed == self.scale.seeds[0])
+            rows[seed], found = on_seed.rows(companion)
             companion = on_seed.companion
             failures += found
             self.console.print(
@@ -161,7 +162,7 @@ class _OnSeed:
     def __init__(self, run: _Run, network: nn.Module, seed: int):
         self.run, self.network, self.seed = run, network, seed
         self.timed = seed == run.scale.seeds[0]
-        self.compression = Compression(network, LAYER, run.data, run.experiment.levels, seed)
+        self.compression = Compression(run.recipe.key, network, LAYER, run.data, run.experiment.levels, seed)
         self.companion: Steps | None = None
         self.failures: list[str] = []
 
@@ -178,19 +179,18 @@ class _OnSeed:
             seed=self.seed,
         )
 
-    def rows(self, companion: Steps | None, own: bool) -> tuple[list[Row], list[str]]:
+    def rows(self, companion: Steps | None) -> tuple[list[Row], list[str]]:
         """Return all rows, the full network with its own solver first, and what failed.
 
         Parameters
         ----------
         companion
             Coarse solver of the compressed networks; None for the cheapest that is adequate for the full one.
-        own
-            Whether some of the compressed networks are also measured with the layer's own solver.
         """
         layer = self.network.get_submodule(LAYER)
         coarse = list(self.run.experiment.coarse(layer))
         first = self.seed == self.run.scale.seeds[0]
+        own = first or layer.method not in ADAPTIVE_METHODS
         jobs = list(self.compression.jobs(None, first))
         full = Job("full", {"n": layer_size(self.network, self.run.data)}, lambda: self.network)
         words = f"measuring network {self.run.recipe.key}, seed {self.seed}"
@@ -250,7 +250,7 @@ def in_short(experiment: Experiment, scale: Scale, data: DataSet) -> tuple[Exper
         kept=levels.kept[3:4],
         ranks=levels.ranks[3:4],
         dense_ranks=levels.dense_ranks[3:4],
-        distilled=levels.distilled[-1:],
+        distilled={key: distilled[-1:] for key, distilled in levels.distilled.items()},
         calibration=200,
     )
     recipes = [

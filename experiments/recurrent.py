@@ -3,7 +3,7 @@
 from torch import nn
 
 from torchmor.adapters.steps import COARSE, Steps
-from torchmor.experiments.candidates import Levels
+from torchmor.experiments.candidates import Distillation, Levels
 from torchmor.experiments.experiment import Experiment
 from torchmor.experiments.networks import RECURRENT
 
@@ -26,7 +26,7 @@ EXPERIMENT = Experiment(
         ranks=(96, 64, 32, 16, 8, 4),
         dense_ranks=(),
         weights=("recurrent",),  # A; Z is small
-        distilled=((16, 64), (8, 32)),
+        distilled=dict.fromkeys(("c", "d"), (Distillation(32, 128), Distillation(16, 64), Distillation(8, 32))),
     ),
     coarse=_coarse,
 )
