@@ -8,7 +8,7 @@ import torchdiffeq
 from torch import nn
 
 from torchmor.adapters.ode_layer import OdeFunction, ODELayer, call_convention, find_layer
-from torchmor.adapters.solve_request import ADAPTIVE_METHODS, METHODS, SolveSettings
+from torchmor.adapters.solve_request import ADAPTIVE_METHODS, METHODS, OWN_METHODS, SolveSettings
 from torchmor.engine.errors import (
     DtypeError,
     InputError,
@@ -19,7 +19,8 @@ from torchmor.engine.errors import (
 )
 
 DOUBLE = {"dtype": torch.float64}
-GRAD_METHODS = [method for method in METHODS if method != "scipy_solver"]
+TORCHDIFFEQ_METHODS = [method for method in METHODS if method not in OWN_METHODS]
+GRAD_METHODS = [method for method in TORCHDIFFEQ_METHODS if method != "scipy_solver"]
 
 
 class Rate(nn.Module):
@@ -52,7 +53,7 @@ def state(batch=3, size=4, **kind):
 # ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TORCHDIFFEQ_METHODS)
 @pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, -0.5), (0.0, 0.3, 1.0)])
 @pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
 def test_equals_torchdiffeq(method, times):
