@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchmor.adapters.inputs import instants
 from torchmor.adapters.torch_functions import TORCH_FUNCTIONS
 from torchmor.engine.expressions import Expression
 
@@ -51,18 +52,18 @@ class AffineModule(nn.Module):
         The shift: the bias (size,), or (…, size) with the terms of known sources; and pairs (source, matrix) with views
         (size of s, size) of the weight, without sources of size 0.
         """
-        if len(self.sources) == 1:
-            blocks = (self.weight,)
-        else:
-            blocks = self.weight.split(list(self.sources.values()), dim=1) if self.sources else ()
-        shift, products = self.bias, []
-        for (source, size), block in zip(self.sources.items(), blocks, strict=True):
+        shift, products, start = self.bias, [], 0
+        for source, size in self.sources.items():
+            columns = self.weight if len(self.sources) == 1 else self.weight[:, start : start + size]
+            start += size
             if source not in known:
-                products += [(source, block.t())] if size else []
+                products += [(source, columns.t())] if size else []
+            elif size == 1:  # the time, mostly
+                shift = torch.addcmul(shift, known[source], columns[:, 0])
             elif shift is self.bias:
-                shift = F.linear(known[source], block, shift)
+                shift = F.linear(known[source], columns, shift)
             else:
-                shift = shift + F.linear(known[source], block)
+                shift = shift + F.linear(known[source], columns)
         return shift, products
 
     def extra_repr(self) -> str:
@@ -140,25 +141,30 @@ class ChainModule(nn.Module):
         shift, products = output
         return _sum(shift, products, values) if products else shift.expand(y.shape[0], -1)
 
-    def along(self, u: Tensor | None, t: Tensor) -> list[Known]:
+    def along(self, times: Sequence[float], u: Tensor | None, like: Tensor) -> list[Known]:
         """Compute what does not depend on the state, for several evaluations at once.
 
-        Law: ``module(y, known=module.along(u, t)[i]) == module(y, u[i], t[i])``, for the parameters as they are now.
+        Law: ``module(y, known=module.along(times, u, y)[i]) == module(y, u[i], times[i])``, for the parameters as they
+        are now.
 
         Parameters
         ----------
+        times
+            Times of k evaluations.
         u
             Inputs (k, batch, p), or None.
-        t
-            Times (k,), of the dtype of the parameters.
+        like
+            Tensor of the dtype and device of the states.
         """
         given = {} if u is None else {"u": u}
         if self.reads_time:
-            given["t"] = t[:, None, None]
+            given["t"] = instants(times, like)[:, None, None]
         known = self._split(given)
-        moving = [shift.unbind() if shift.ndim == 3 else [shift] * len(t) for shift, _ in known]
+        if not given:
+            return [known] * len(times)
+        columns = [shift.unbind() if shift.ndim == 3 else [shift] * len(times) for shift, _ in known]
         products = [products for _, products in known]
-        return [list(zip(shifts, products, strict=True)) for shifts in zip(*moving, strict=True)]
+        return [list(zip(shifts, products, strict=True)) for shifts in zip(*columns, strict=True)]
 
     def _split(self, given: dict[str, Tensor]) -> Known:
         """Split all maps; stages that depend on what is given alone become given."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from torchmor.adapters.chain_module import ChainModule
-from torchmor.adapters.inputs import instants
 from torchmor.adapters.solve_request import ADAPTIVE_METHODS, SolveSettings, SolvingLayer, explain_mismatch
 from torchmor.engine.errors import InputError, NoRecordError, OutsideCalibrationWarning, ShapeError
 from torchmor.engine.explanation import Explanation
@@ -175,8 +174,7 @@ class ReducedODELayer(SolvingLayer):
     def _slopes(self, times: Sequence[float], u: Tensor | None, z0: Tensor) -> list[Callable[[Tensor], Tensor]]:
         """f_r at several times, with inputs u (len(times), batch, p), as functions of z."""
         self._check_channels(u)
-        t = instants(times, z0) if self.ode.reads_time else z0.new_empty(len(times))
-        return [partial(self.ode, known=known) for known in self.ode.along(u, t)]
+        return [partial(self.ode, known=known) for known in self.ode.along(times, u, z0)]
 
     def _check_channels(self, u: Tensor | None) -> None:
         if u is not None and u.shape[-1] != self.ode.input_size:
