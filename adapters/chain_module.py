@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torchmor.adapters.constants import Constants
 from torchmor.adapters.inputs import instants
-from torchmor.adapters.torch_functions import TORCH_FUNCTIONS
+from torchmor.adapters.torch_functions import TORCH_FUNCTIONS, exact_functions
 from torchmor.engine.expressions import Expression
 
 #: Terms ``values[source] @ matrix`` of an affine map, as pairs (source, matrix).
@@ -56,8 +57,10 @@ class AffineModule(nn.Module):
         for source, size in self.sources.items():
             columns = self.weight if len(self.sources) == 1 else self.weight[:, start : start + size]
             start += size
+            if size == 0:
+                continue
             if source not in known:
-                products += [(source, columns.t())] if size else []
+                products.append((source, columns.t()))
             elif size == 1:  # the time, mostly
                 shift = torch.addcmul(shift, known[source], columns[:, 0])
             elif shift is self.bias:
@@ -179,7 +182,8 @@ class ChainModule(nn.Module):
     def _stage(self, number: int, argument: Tensor) -> Tensor:
         expression = self.expressions[number - 1]
         arguments = (argument,) if expression.arity == 1 else argument.chunk(expression.arity, dim=-1)
-        return expression.evaluate(TORCH_FUNCTIONS, arguments)
+        functions = exact_functions(Constants(argument)) if torch.compiler.is_exporting() else TORCH_FUNCTIONS
+        return expression.evaluate(functions, arguments)
 
     def extra_repr(self) -> str:
         lines = [f"y({self.state_size})" + (f", u({self.input_size})" if self.input_size else "")]

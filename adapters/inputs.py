@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from torchmor.adapters.remembered import remembered
+from torchmor.adapters.constants import remembered
 from torchmor.engine.errors import DeviceError, DtypeError, InputError
 
 INTERPOLATIONS = ("linear", "previous")

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchmor.adapters.constants import Constants, remembered
 from torchmor.adapters.inputs import Signal, instants
-from torchmor.adapters.remembered import remembered
 from torchmor.engine.grids import plan_steps
 from torchmor.engine.tableaux import TABLEAUX, ButcherTableau
 
@@ -101,7 +101,7 @@ def integrate(
     plan = _plan(tuple(t), tableau, step_size, interp == "cubic" and not final)
     blocks = (plan.times[i : i + BLOCK] for i in range(0, len(plan.times), BLOCK))
     evaluations = (f for block in blocks for f in slopes(block))
-    constant = _Constants(y0)
+    constant = Constants(y0)
     y, states = y0, [y0]
     for step in plan.steps:
         found: list[Tensor] = []
@@ -153,22 +153,6 @@ def _plan(t: tuple[float, ...], tableau: ButcherTableau, step_size: float | None
         times += step.times
         times += [step.end] if end_slope else []
     return _Plan(tuple(steps), tuple(times))
-
-
-class _Constants:
-    """Numbers as the graph needs them: an exporter to ONNX rounds Python's to float32, tensors stay what they are."""
-
-    def __init__(self, like: Tensor):
-        self._kind = {"dtype": like.dtype, "device": like.device}
-        self._tensors: dict[float, Tensor] = {}
-        self._exporting = torch.compiler.is_exporting()
-
-    def __call__(self, number: float) -> float | Tensor:
-        if not self._exporting:
-            return number
-        if number not in self._tensors:
-            self._tensors[number] = torch.tensor(number, **self._kind)
-        return self._tensors[number]
 
 
 def _plus(y: Tensor, weight: float | Tensor, k: Tensor) -> Tensor:

@@ -94,6 +94,48 @@ def test_host_and_device_evaluation_agree(time, interpolation, sign):
     both(SampledSignal(u, [sign * knot for knot in TIMES], interpolation), sign * time)
 
 
+@given(
+    st.lists(st.floats(-1, 3, width=16), min_size=1, max_size=6),
+    st.sampled_from(["linear", "previous"]),
+    st.sampled_from([1, -1]),
+    st.sampled_from([torch.float64, torch.float32]),
+)
+def test_several_times_at_once(times, interpolation, sign, dtype):
+    """Law: ``along(times)`` equals ``torch.stack([signal(t) for t in times])``."""
+    u = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    signal = SampledSignal(u, [sign * knot for knot in TIMES], interpolation)
+    expected = torch.stack([signal(instant(time, dtype)) for time in times])
+    value = signal.along(times)
+    assert value.shape == (len(times), 2, 3)
+    torch.testing.assert_close(value, expected, rtol=8 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
+
+
+def test_samples_at_their_own_times_are_not_copied():
+    u = samples()
+    signal = SampledSignal(u, TIMES)
+    assert signal.along(TIMES[1:]).data_ptr() == u[:, 1].data_ptr()
+    with torch.no_grad():
+        u[:, 2] = torch.inf  # not looked at: the weight of the next sample is 0
+    assert torch.equal(signal.along((0.5, 0.2))[0], u[:, 1])
+
+
+def test_gradients_at_several_times():
+    u = samples().requires_grad_()
+    assert torch.autograd.gradcheck(lambda u: SampledSignal(u, TIMES).along((0.2, 3.0, 0.5, 1.0)), (u,))
+
+
+def test_callable_is_called_with_each_time():
+    y0, seen = torch.zeros(3, 5, **DOUBLE), []
+
+    def u(t):
+        seen.append(t)
+        return t * torch.ones(3, 2, **DOUBLE)
+
+    value = input_signal(u, (0.0, 1.0), "linear", y0).along((0.5, 0.25), y0)
+    assert value[:, 0, 0].tolist() == [0.5, 0.25] == [t.item() for t in seen]
+    assert all(t.shape == () and t.dtype == torch.float64 for t in seen)
+
+
 def test_one_sample_is_a_constant_without_kinks():
     u = samples(times=1)
     signal = SampledSignal(u, (0.3,))

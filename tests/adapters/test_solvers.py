@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from torchmor.adapters.inputs import SampledSignal
 from torchmor.adapters.solve_request import SolveSettings
-from torchmor.adapters.solvers import is_fixed_step, solve_fixed_step
+from torchmor.adapters.solvers import BLOCK, integrate, is_fixed_step, solve_fixed_step
 from torchmor.engine.tableaux import OWN_METHODS, TABLEAUX
 
 DOUBLE = {"dtype": torch.float64}
@@ -182,6 +183,21 @@ def test_gradients(method):
     assert torch.autograd.gradcheck(solve, (y0, u, weight))
 
 
+@pytest.mark.parametrize("method", TABLEAUX)
+def test_f_at_many_times_at_once(method):
+    """Law: ``integrate(lambda times: [partial(f, t) for t in times], …)`` equals ``solve_fixed_step(f, …)``."""
+    t, options, blocks = (1.0, 0.4, -0.5), {"step_size": 0.02, "interp": "cubic"}, []
+
+    def slopes(times):
+        blocks.append(len(times))
+        return [functools.partial(f, torch.tensor(s, **DOUBLE)) for s in times]
+
+    value = integrate(slopes, Y0, t, TABLEAUX[method], **options)
+    assert torch.equal(value, solve_fixed_step(f, Y0, t, TABLEAUX[method], **options))
+    assert set(blocks[:-1]) <= {BLOCK} and 0 < blocks[-1] <= BLOCK
+    assert 75 * len(TABLEAUX[method].b) <= sum(blocks) <= 75 * len(TABLEAUX[method].b) + 2  # and at ends of steps
+
+
 def test_time_arrives_as_a_scalar_of_the_states_dtype():
     seen = []
 
@@ -212,12 +228,17 @@ class _Layer(torch.nn.Module):
         return torch.tanh(self.linear(y)) * t + u
 
 
-def test_exports_with_a_dynamic_batch():
-    layer, y0, u = _Layer(), torch.randn(5, 4), torch.randn(5, 3, 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exports_with_a_dynamic_batch(dtype):
+    """The graph holds no number that a float32 cannot hold, only tensors of the dtype of the state."""
+    layer, y0, u = _Layer().to(dtype), torch.randn(5, 4, dtype=dtype), torch.randn(5, 3, 4, dtype=dtype)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(layer, (y0, u), dynamic_shapes=({0: batch}, {0: batch}))
-    y0, u = torch.randn(7, 4), torch.randn(7, 3, 4)
-    torch.testing.assert_close(program.module()(y0, u), layer(y0, u))
+    numbers = [a for node in program.graph.nodes for a in (*node.args, *node.kwargs.values()) if type(a) is float]
+    assert numbers == []
+    for size in (1, 7):
+        y0, u = torch.randn(size, 4, dtype=dtype), torch.randn(size, 3, 4, dtype=dtype)
+        torch.testing.assert_close(program.module()(y0, u), layer(y0, u))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
