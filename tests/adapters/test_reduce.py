@@ -15,8 +15,10 @@ from torchmor.adapters import (
     ODELayer,
     ReducedODELayer,
     collect_snapshots,
+    load,
     network_reductor,
     reduce_network,
+    save,
 )
 from torchmor.adapters.calibration import held_out_mask
 from torchmor.adapters.solve_request import METHODS, OWN_METHODS
@@ -356,12 +358,15 @@ def test_solver_of_the_reduced_layer(solver, own):
     assert explanation.errors != other.ode.explain().errors
 
 
-def test_method_alone_steps_from_output_time_to_output_time():
+def test_method_alone_steps_from_output_time_to_output_time(tmp_path):
     network = dense(method="dopri5", t=(0.0, 0.3, 1.0), adjoint=True).double()
     small = reduce_network(network, "ode", *DENSE.batch(), state_dim=9, points="full", solver="dopri5_fixed")
     assert (small.ode.method, small.ode.options, small.ode.adjoint) == ("dopri5_fixed", {}, False)
     assert small.ode.explain().errors["network output"] < 0.1
     assert evaluations(small, "ode", *DENSE.batch()) == 2 * 6
+    save(small, tmp_path / "small.safetensors")
+    again = load(tmp_path / "small.safetensors", network=network)
+    assert again.ode.settings == small.ode.settings and torch.equal(again(*DENSE.batch()), small(*DENSE.batch()))
 
 
 def test_solver_with_sizes_from_the_energy():
