@@ -26,6 +26,7 @@ from torchmor.engine.errors import (
     SolverError,
     TorchmorError,
 )
+from torchmor.engine.tableaux import OWN_METHODS
 
 networks = pytest.mark.parametrize("name", NETWORKS)
 RECORD = ("fom", "bases", "singular_values", "points")
@@ -345,7 +346,7 @@ def test_record_of_the_classic_method():
 
 
 @networks
-@pytest.mark.parametrize("method", ["own", "rk4", "dopri5", "explicit_adams"])
+@pytest.mark.parametrize("method", ["own", "rk4", "dopri5", "explicit_adams", *OWN_METHODS])
 def test_rom_follows_the_parameters(name, method):
     """Law: ``rom.output({"initial_state": y0}, input=u)`` is the layer's trajectory from y0, also after training."""
     layer = layer_of(name)
