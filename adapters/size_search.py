@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchmor.adapters.steps import Steps
+from torchmor.adapters.steps import COARSE, FixedSteps, Steps
 from torchmor.engine.errors import NothingToReduceError
 from torchmor.engine.explanation import Trial
 from torchmor.engine.sizes import stage_sizes
@@ -16,6 +16,9 @@ STATE_DIMS = (4, 8, 16, 32, 64, 128, 256, 512)
 #: Points that are tried for each, as multiples of the reduced state, and how many at most.
 POINTS_PER_STATE_DIM = (1, 2, 4, 8)
 MOST_POINTS = 1024
+
+#: Numbers of steps that are tried of a method.
+STEP_COUNTS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,13 @@ def choices(state_dim: Any, points: Any, chain: StageChain) -> Iterator[tuple[An
             bound = (0 if r == "full" else 2 * n * r) + 2 * size * evaluated
             found.append((r, filled, float(bound)))
     return iter(sorted(found, key=lambda entry: entry[2]))
+
+
+def solvers(asked: FixedSteps | None) -> tuple[Steps | None, ...]:
+    """Return the solvers that are tried for each size: coarse steps beside the layer's own, or what was asked for."""
+    if asked is None:
+        return (None, *COARSE)
+    return tuple(Steps(asked, count) for count in STEP_COUNTS) if isinstance(asked, str) else (asked,)
 
 
 def choose(

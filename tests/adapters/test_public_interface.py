@@ -39,6 +39,7 @@ SIGNATURES = {
         "metric": "relative",
         "objective": None,
         "validation": None,
+        "solver": None,
         "batch_to_inputs": None,
         "batch_size": 256,
         "seed": 0,
