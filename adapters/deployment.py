@@ -122,35 +122,34 @@ def fold(small: nn.Module, *example: Any, sampled_encoder: int | None = None) ->
 def _build(folds: AffineFolds) -> None:
     """Put what was folded into the graph, in the place of its target."""
     graph = folds.graph
-    for number, node in enumerate([node for node in graph.graph.nodes if node in folds.replaced]):
+    for node in [node for node in graph.graph.nodes if node in folds.replaced]:
         fold = folds.replaced[node]
         with graph.graph.inserting_before(node):
-            if isinstance(fold, SampledFold):
-                value = _sampled(graph, fold, f"sampled_encoder_{number}")
-            else:
-                value = _affine(graph, fold, f"folded_{number}")
+            value = _sampled(graph, fold) if isinstance(fold, SampledFold) else _affine(graph, fold)
         value.meta = dict(node.meta)
         node.replace_all_uses_with(value)
     graph.graph.eliminate_dead_code()
     graph.graph.lint()
 
 
-def _sampled(graph: NetworkGraph, fold: SampledFold, name: str) -> fx.Node:
+def _sampled(graph: NetworkGraph, fold: SampledFold) -> fx.Node:
+    name = graph.new_name("sampled_encoder")
     graph.module.add_submodule(name, fold.module)
     return graph.graph.call_module(name, (_rows(graph, fold.run.sources[0]),))
 
 
-def _affine(graph: NetworkGraph, fold: Fold, name: str) -> fx.Node:
+def _affine(graph: NetworkGraph, fold: Fold) -> fx.Node:
     axis, shape = graph.batch_axis(fold.run.target), graph.sample_shape(fold.run.target)
-    bias = _parameter(graph, f"{name}_bias", fold.bias)
+    bias = _parameter(graph, "folded_bias", fold.bias)
     if not fold.weights:
         batch = graph.graph.call_function(torch.ops.aten.sym_size.int, (graph.batched_placeholder, 0))
         return graph.graph.call_function(torch.ops.aten.expand.default, (bias, [batch, *shape]))
     total = None
-    for i, (source, weight) in enumerate(zip(fold.run.sources, fold.weights, strict=True)):
-        matrix = _parameter(graph, f"{name}_weight" + (f"_{i}" if i else ""), weight)
+    for source, weight in zip(fold.run.sources, fold.weights, strict=True):
+        matrix = _parameter(graph, "folded_weight", weight)
         rows = _rows(graph, source) if fold.times is None else source
-        term = graph.graph.call_function(torch.ops.aten.linear.default, (rows, matrix, *(() if i else (bias,))))
+        arguments = (rows, matrix, bias) if total is None else (rows, matrix)
+        term = graph.graph.call_function(torch.ops.aten.linear.default, arguments)
         total = term if total is None else graph.graph.call_function(torch.ops.aten.add.Tensor, (total, term))
     if fold.times is None:
         if len(shape) != 1:
@@ -165,18 +164,16 @@ def _affine(graph: NetworkGraph, fold: Fold, name: str) -> fx.Node:
 
 def _rows(graph: NetworkGraph, source: fx.Node) -> fx.Node:
     """Return a value as rows, one flattened sample in each."""
-    if graph.batch_axis(source):
-        source_axis = graph.batch_axis(source)
-        shape = graph.sample_shape(source)
-        source = graph.graph.call_function(torch.movedim, (source, source_axis, 0))
-    else:
-        shape = graph.sample_shape(source)
+    axis, shape = graph.batch_axis(source), graph.sample_shape(source)
+    if axis:
+        source = graph.graph.call_function(torch.movedim, (source, axis, 0))
     if len(shape) == 1:
         return source
     return graph.graph.call_function(torch.flatten if shape else torch.unsqueeze, (source, 1))
 
 
-def _parameter(graph: NetworkGraph, name: str, value: Tensor) -> fx.Node:
+def _parameter(graph: NetworkGraph, stem: str, value: Tensor) -> fx.Node:
+    name = graph.new_name(stem)
     graph.module.register_parameter(name, nn.Parameter(value))
     return graph.graph.get_attr(name)
 

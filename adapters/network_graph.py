@@ -12,6 +12,8 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count as numbers
+from itertools import zip_longest
 from math import prod
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from torchmor.adapters.cost import count
 from torchmor.adapters.files import with_layers
@@ -271,23 +273,27 @@ class NetworkGraph:
         value = node.meta["val"]
         return torch.zeros([self._number(n, batch) for n in value.shape], dtype=value.dtype, device=value.device)
 
+    def new_name(self, stem: str) -> str:
+        """Return a name that the module does not use yet."""
+        return next(name for name in (f"{stem}_{i}" for i in numbers()) if not hasattr(self.module, name))
+
     # -- building -----------------------------------------------------------------------------------------------------
 
 
     def _place_solves(self, layers: list[tuple[str, ReducedODELayer]]) -> list[Call]:
         """Put the modules of reduced solves in the place of the operation that stands for them."""
-        calls = []
+        calls, targets = [], {}
         for node in list(self.graph.nodes):
             if node.target is not torch.ops.torchmor.reduced_solve.default:
                 continue
             z0, u, times, number, _ = node.args
             name, layer = layers[number]
             kept = isinstance(layer.encode, nn.Identity)
-            target = f"reduced_solve_{number}"
-            if not hasattr(self.module, target):
-                self.module.add_submodule(target, _inner(layer).eval())
+            if number not in targets:
+                targets[number] = self.new_name("reduced_solve")
+                self.module.add_submodule(targets[number], _inner(layer).eval())
             with self.graph.inserting_before(node):
-                solve = self.graph.call_module(target, (z0, u, times))
+                solve = self.graph.call_module(targets[number], (z0, u, times))
             solve.meta = dict(node.meta)
             decode = None if kept else next(iter(node.users), None)
             node.replace_all_uses_with(solve)
@@ -351,18 +357,37 @@ def _export(network: nn.Module, example: tuple[Any, ...], batched: tuple[Any, ..
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of torch about itself
                 program = torch.export.export(network, example, dynamic_shapes=dynamic, strict=strict)
-                module = program.run_decompositions({}).module()
+                program = program.run_decompositions({})
         except TorchmorError:
             raise
         except Exception as error:  # torch raises what it likes
             failures.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
             continue
-        for node in reversed(module.graph.nodes):
-            if node.target == "_guards_fn" or "_assert" in str(node.target):
-                module.graph.erase_node(node)
-        return module
+        return _plain(program, example)
     raise UnsupportedOperationError(
         "expected a network that torch.export can trace with a dynamic batch, got one that it cannot: "
         f"{'; '.join(dict.fromkeys(failures))}; let its forward consist of tensor operations that do not depend on "
         "values, for any number of samples, or fold the part of it that does"
     )
+
+
+def _plain(program: torch.export.ExportedProgram, example: tuple[Any, ...]) -> fx.GraphModule:
+    """Return the module of an exported program without its checks, and without flattening where there is nothing to."""
+    module = program.module()
+    for node in reversed(module.graph.nodes):
+        if node.target == "_guards_fn" or "_assert" in str(node.target):
+            module.graph.erase_node(node)
+        elif node.op == "output":
+            output = node
+    result = tree_unflatten(list(output.args[0]), program.call_spec.out_spec)
+    nested = any(leaf is not a for leaf, a in zip_longest(tree_leaves(example), example))
+    if not nested and _is_plain(result):
+        module.graph.set_codegen(fx.graph.CodeGen())
+        output.args = (result,)
+    return module
+
+
+def _is_plain(result: Any) -> bool:
+    if type(result) in (tuple, list, dict):
+        return all(_is_plain(part) for part in (result.values() if isinstance(result, dict) else result))
+    return result is None or isinstance(result, fx.Node | bool | int | float | str)
