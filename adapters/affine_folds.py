@@ -1,9 +1,9 @@
-"""Which affine runs of a network's graph are cheaper as one matrix, and these matrices."""
+"""Which affine runs of a network's graph are cheaper as one map, and these maps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,7 @@ from torch import Tensor, fx
 
 from torchmor.adapters.arrays import to_tensor
 from torchmor.adapters.conversion import MAX_ENTRIES
-from torchmor.adapters.cost import OPERATIONS_PER_BYTE
-from torchmor.adapters.network_graph import NetworkGraph
+from torchmor.adapters.network_graph import Cost, NetworkGraph
 from torchmor.adapters.tracing import trace_map
 from torchmor.engine.affine import AffineMap, Lift
 from torchmor.engine.errors import UnsupportedOperationError
@@ -22,34 +21,21 @@ from torchmor.engine.errors import UnsupportedOperationError
 
 @dataclass(frozen=True)
 class Run:
-    """Affine operations between some values and another.
+    """The operations between some values and another.
 
     Parameters
     ----------
     target
         Node of the value.
     sources
-        Nodes of the values that it is an affine map of.
+        Nodes of the values that it is computed from; none for a constant.
     nodes
-        The operations, the target among them.
+        Those on the way that have a batch axis, the target among them.
     """
 
     target: fx.Node
     sources: tuple[fx.Node, ...]
     nodes: frozenset[fx.Node]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Multiply–adds and bytes written for each sample."""
-
-    operations: int
-    written: int
-
-    @property
-    def total(self) -> int:
-        """Both as multiply–adds."""
-        return self.operations + OPERATIONS_PER_BYTE * self.written
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,31 +50,36 @@ class Fold:
         One matrix for each source, (size of target, size of source).
     bias
         (size of target,)
-    times
-        Dimension of the target's sample that counts times, if the same map acts at each of them on a trajectory
-        (times, batch, size); weights and bias are those of one time. None otherwise.
     before, after
         Cost of what is no longer evaluated, and of the map.
+    time_axis
+        Where the run does the same at each time of a trajectory (times, batch, size): the dimension of the target's
+        samples that counts times; weights and bias are those of one time. None otherwise.
+    read_times
+        Where it reads some times of a trajectory only: their indices; the weight has columns for these. None otherwise.
     """
 
     run: Run
     weights: tuple[Tensor, ...]
     bias: Tensor
-    times: int | None
     before: Cost
     after: Cost
+    time_axis: int | None = None
+    read_times: tuple[int, ...] | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class AffineFolds:
-    """Finds runs through projections and liftings, and folds those that are cheaper as one map.
+    """Finds affine runs through projections and liftings, and folds those that are cheaper as one map.
 
     Parameters
     ----------
     graph
         The network.
     replaced
-        Node → what is evaluated in its place.
+        Node → what takes the place of the run that ends there, with attributes `run` and `after`.
+    rejected
+        Run → why it is not one map, where it was tried.
     """
 
     graph: NetworkGraph
@@ -96,74 +87,74 @@ class AffineFolds:
     rejected: dict[Run, str] = field(default_factory=dict)
     _affine: dict[fx.Node, bool] = field(default_factory=dict)
 
-    def fold_all(self, marks: list[fx.Node]) -> None:
+    def fold_all(self, marks: Sequence[fx.Node]) -> None:
         """Fold runs through any of some nodes, that which saves most first, as long as one saves anything.
 
-        Law: neither multiply–adds nor the cost of the network grow.
+        Law: neither the multiply–adds nor the cost of the network grow.
         """
         while True:
-            runs = {run for mark in marks for run in self.runs(mark) if run not in self.rejected}
-            gains = {run: self.gain(run) for run in runs}
-            runs = [run for run in runs if gains[run][0].operations >= gains[run][1].operations]
-            order = {node: i for i, node in enumerate(self.graph.graph.nodes)}
-            best = max(runs, key=lambda run: (_saved(gains[run]), -order[run.target], -len(run.nodes)), default=None)
-            if best is None or _saved(gains[best]) <= 0:
+            runs = dict.fromkeys(run for mark in marks for run in self.runs(mark) if run not in self.rejected)
+            best = self.best(runs)
+            if best is None or not self.pays(best):
                 return
             try:
-                self.replaced[best.target] = self._fold(best, *gains[best])
+                self.replaced[best.target] = self._fold(best)
             except UnsupportedOperationError as error:
                 self.rejected[best] = str(error)
 
     def runs(self, mark: fx.Node) -> Iterator[Run]:
-        """All runs through a node, from the shortest for each target."""
-        if not self.graph.depends(mark):  # of a constant state
+        """All affine runs through a node, for each target from the shortest."""
+        if not self.graph.depends(mark):
             yield Run(mark, (), frozenset((mark,)))
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
         for target in self.following(mark):
             nodes, sources = {target}, set(self.sources(target))
-            order = {node: i for i, node in enumerate(self.graph.graph.nodes)}
             while True:
                 if mark in nodes:
                     yield Run(target, tuple(sorted(sources, key=order.__getitem__)), frozenset(nodes))
                 affine = [source for source in sources if self.is_affine(source)]
                 if not affine:
                     break
-                last = max(affine, key=order.__getitem__)  # nothing left reads it
+                last = max(affine, key=order.__getitem__)  # no other source is computed from it
                 sources = sources - {last} | set(self.sources(last))
                 nodes.add(last)
 
     def following(self, mark: fx.Node) -> list[fx.Node]:
-        """The node and all that are affine in it, in the order of evaluation."""
+        """The node, and those that are affine in it, in the order of evaluation."""
         found = {mark: None} if self.is_affine(mark) else {}
-        for node in self.graph.graph.nodes:
-            if self.graph.depends(node) and self.graph.batch_axis(node) is not None and node not in found:
-                if any(source in found for source in self.sources(node)) and self.is_affine(node):
-                    found[node] = None
+        for node in self.graph.nodes:
+            if node not in found and any(source in found for source in self.sources(node)) and self.is_affine(node):
+                found[node] = None
         return list(found)
 
     def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The nearest values with a batch axis that a node is computed from."""
+        """The nearest values with a batch axis that a node is computed from, constants left out."""
         if node in self.replaced:
             return self.replaced[node].run.sources
         found, stack = {}, list(self.graph.arguments(node))
         while stack:
             argument = stack.pop()
-            if not self.graph.depends(argument):
-                continue
-            if self.graph.batch_axis(argument) is not None:
-                found[argument] = None
-            else:
-                stack.extend(self.graph.arguments(argument))
+            if self.graph.depends(argument):
+                if self.graph.batch_axis(argument) is None:
+                    stack.extend(self.graph.arguments(argument))
+                else:
+                    found[argument] = None
         return tuple(found)
 
     def is_affine(self, node: fx.Node) -> bool:
-        """Whether a node is an affine map of its sources, sample by sample; decided by tracing what it computes."""
+        """Whether a node is an affine map of its sources, sample by sample, in their dtype; tracing decides."""
+        if node in self.replaced:
+            return isinstance(self.replaced[node], Fold)
         if node not in self._affine:
-            self._affine[node] = node.op == "call_function" and self._is_affine(node)
+            self._affine[node] = self._is_affine(node)
         return self._affine[node]
 
     def _is_affine(self, node: fx.Node) -> bool:
         sources = self.sources(node)
-        if not sources or self.graph.batch_axis(node) is None:
+        if node.op != "call_function" or not sources or self.graph.batch_axis(node) is None:
+            return False
+        dtypes = {n.meta["val"].dtype for n in (node, *sources)}
+        if len(dtypes) > 1 or not dtypes.pop().is_floating_point:
             return False
         try:
             return not trace_map(self.graph.as_function(node, sources), self.example(node, sources)).stages
@@ -173,45 +164,50 @@ class AffineFolds:
     # -- costs --------------------------------------------------------------------------------------------------------
 
     def cost(self, run: Run | None = None, own: Cost | None = None) -> Cost:
-        """Cost of the network, with the runs folded so far, and with one more that costs `own`."""
-        after = {node: (fold.run.sources, fold.after) for node, fold in self.replaced.items()}
+        """Cost of the network with what is replaced, and with one more run that is replaced at a cost of `own`."""
+        replaced = {node: (fold.run, fold.after) for node, fold in self.replaced.items()}
         if run is not None:
-            after[run.target] = (run.sources, own)
-        seen = set()
-        stack = [n for node in self.graph.graph.nodes if node.op == "output" for n in node.all_input_nodes]
-        operations = written = 0
+            replaced[run.target] = (run, own)
+        total, seen, stack = Cost(0, 0), set(), self.graph.outputs
         while stack:
             node = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if node in after:
-                reads, cost = after[node]
-                own = (cost.operations, cost.written)
-            else:
-                reads, own = self.graph.arguments(node), self.graph.costs.get(node, (0, 0))
-            operations, written = operations + own[0], written + own[1]
-            stack.extend(reads)
-        return Cost(operations, written)
+            if node not in seen:
+                seen.add(node)
+                if node in replaced:
+                    run, cost = replaced[node]
+                    stack.extend(run.sources)
+                else:
+                    cost = self.graph.costs.get(node, Cost(0, 0))
+                    stack.extend(self.graph.arguments(node))
+                total += cost
+        return total
 
     def map_cost(self, run: Run) -> Cost:
         """Cost of a run as one map."""
         size, entries = self.graph.size(run.target), sum(self.graph.size(source) for source in run.sources)
-        written = size * run.target.meta["val"].element_size() * len(run.sources)  # products are written, then added
+        written = size * run.target.meta["val"].element_size() * len(run.sources)  # one product each, and their sum
         return Cost(size * entries // (self._times(run) or 1), written)
 
-    def gain(self, run: Run) -> tuple[Cost, Cost]:
-        """Cost of what a run's map makes superfluous, and of the map."""
-        own = self.map_cost(run)
-        return self.superfluous(run, own), own
-
     def superfluous(self, run: Run, own: Cost) -> Cost:
-        """Cost of what is no longer evaluated once a run is replaced by something that costs `own`."""
-        now, then = self.cost(), self.cost(run, own)
-        return Cost(now.operations - then.operations + own.operations, now.written - then.written + own.written)
+        """Cost of what is no longer evaluated once a run is replaced at a cost of `own`."""
+        return self.cost() - self.cost(run, own) + own
+
+    def saving(self, run: Run) -> Cost:
+        """What folding a run saves; negative where it costs more."""
+        own = self.map_cost(run)
+        return self.superfluous(run, own) - own
+
+    def best(self, runs: Iterable[Run]) -> Run | None:
+        """Return the run that saves most."""
+        return max(runs, key=lambda run: self.saving(run).total, default=None)
+
+    def pays(self, run: Run) -> bool:
+        """Whether folding a run saves anything, and needs no more multiply–adds."""
+        saving = self.saving(run)
+        return saving.total > 0 and saving.operations >= 0
 
     def _times(self, run: Run) -> int | None:
-        """Number of times, where a run may act at each time of one trajectory alike."""
+        """Number of times, where a run may do the same at each time of one trajectory."""
         if len(run.sources) != 1 or self.graph.batch_axis(run.sources[0]) != 1:
             return None
         times = self.graph.sample_shape(run.sources[0])[0]
@@ -220,68 +216,70 @@ class AffineFolds:
     # -- maps ---------------------------------------------------------------------------------------------------------
 
     def example(self, target: fx.Node, sources: tuple[fx.Node, ...]) -> Tensor:
-        like = target.meta["val"]
-        generator = torch.Generator().manual_seed(0)
+        """Rows to trace the way from sources to a target with."""
+        like, generator = target.meta["val"], torch.Generator().manual_seed(0)
         width = sum(self.graph.size(source) for source in sources)
         return torch.randn(3, width, generator=generator, dtype=torch.float64).to(like.device, like.dtype)
 
-    def affine_map(self, run: Run) -> AffineMap:
-        """Return a run as an affine map of its stacked sources.
-
-        Raises
-        ------
-        UnsupportedOperationError
-            It is none.
-        """
+    def _fold(self, run: Run) -> Fold:
+        after = self.map_cost(run)
+        before, like = self.superfluous(run, after), run.target.meta["val"]
+        if not run.sources:
+            with torch.no_grad():
+                (rows,) = self.graph.evaluate([run.target], {}, 3)
+            if not torch.equal(rows, rows[:1].expand_as(rows)):
+                raise UnsupportedOperationError("the samples of a batch start from different constants")
+            return Fold(run, (), rows[0].clone(), before, after)
         chain = trace_map(self.graph.as_function(run.target, run.sources), self.example(run.target, run.sources))
         if chain.stages:
-            raise UnsupportedOperationError("together they are not affine")
-        return chain.output
-
-    def _fold(self, run: Run, before: Cost, after: Cost) -> Fold:
-        if not run.sources:
-            (rows,) = self.graph.evaluate([run.target], {}, 3)
-            if not torch.equal(rows, rows[:1].expand_as(rows)):
-                raise UnsupportedOperationError("the samples start from different constants")
-            return Fold(run, (), rows[0].detach().clone(), None, before, after)
+            raise UnsupportedOperationError("together its operations are not affine")
         sizes = [self.graph.size(source) for source in run.sources]
-        like = run.target.meta["val"]
-        matrix, shift = dense(self.affine_map(run), sum(sizes))
-        axis, times = None, self._times(run)
-        if times is not None:
+        matrix, shift = _dense(chain.output, sum(sizes))
+        bounds = np.cumsum(sizes)[:-1]
+        axis = read = None
+        if (times := self._times(run)) is not None:
             axis, matrix, shift = _each_time(matrix, shift, self.graph.sample_shape(run.target), times)
-            sizes = [sizes[0] // times]
-        weights = [to_tensor(w, like.dtype, like.device) for w in np.split(matrix, np.cumsum(sizes)[:-1], axis=1)]
-        return Fold(run, tuple(weights), to_tensor(shift, like.dtype, like.device), axis, before, after)
+        elif len(sizes) == 1 and self.graph.batch_axis(run.sources[0]) == 1:
+            read, matrix = _read_times(matrix, self.graph.sample_shape(run.sources[0])[0])
+            after = replace(after, operations=matrix.size)
+        weights = tuple(to_tensor(weight, like.dtype, like.device) for weight in np.split(matrix, bounds, axis=1))
+        return Fold(run, weights, to_tensor(shift, like.dtype, like.device), before, after, axis, read)
 
 
-def _saved(gain: tuple[Cost, Cost]) -> int:
-    return gain[0].total - gain[1].total
-
-
-def dense(affine: AffineMap, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return matrix (rows, columns) and shift of an affine map of one source "y"."""
+def _dense(affine: AffineMap, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return matrix (rows, columns) and shift (rows,) of a map of one source "y"."""
     rows = affine.size
     if rows * columns > MAX_ENTRIES:
-        raise UnsupportedOperationError(f"a matrix of {rows} × {columns} does not fit in memory")
+        raise UnsupportedOperationError(f"a matrix of {rows} × {columns} is too large")
     if not affine.sources:
         return np.zeros((rows, columns)), affine.shift
-    if affine.is_opaque:
-        fewer_rows = rows <= columns
-        affine = affine.project(np.eye(rows)) if fewer_rows else affine.substitute({"y": Lift(np.eye(columns))})
-    linear = affine.linear
-    return (linear.toarray() if sps.issparse(linear) else np.asarray(linear)), affine.shift
+    if affine.is_opaque:  # by products from the side with fewer
+        affine = affine.project(np.eye(rows)) if rows <= columns else affine.substitute({"y": Lift(np.eye(columns))})
+    return (affine.linear.toarray() if sps.issparse(affine.linear) else affine.linear), affine.shift
 
 
-def _each_time(matrix, shift, shape, times) -> tuple[int, np.ndarray, np.ndarray]:
-    """Return the target's time axis and the map of one time, for a map that acts at each time alike."""
+def _each_time(
+    matrix: np.ndarray, shift: np.ndarray, shape: tuple[int, ...], times: int
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Return the target's time axis, and matrix and shift of one time, for a map that does the same at each."""
     for axis in (i for i, length in enumerate(shape) if length == times):
-        blocks = np.moveaxis(matrix.reshape(*shape, times, -1), axis, 0)
-        blocks = np.moveaxis(blocks.reshape(times, -1, times, blocks.shape[-1]), 2, 1)  # time, time, rows, columns
+        rows = np.moveaxis(matrix.reshape(*shape, -1), axis, 0).reshape(times, -1, times, matrix.shape[1] // times)
         shifts = np.moveaxis(shift.reshape(shape), axis, 0).reshape(times, -1)
-        expected = np.zeros_like(blocks)
-        expected[range(times), range(times)] = blocks[0, 0]
-        size = max(np.abs(blocks).max(initial=0.0), np.abs(shifts).max(initial=0.0))
-        if max(np.abs(blocks - expected).max(initial=0.0), np.abs(shifts - shifts[0]).max(initial=0.0)) <= 1e-12 * size:
-            return axis, blocks[0, 0], shifts[0]
-    raise UnsupportedOperationError("it does not act at each time of the trajectory alike")
+        expected = np.zeros_like(rows)
+        expected[range(times), :, range(times)] = rows[0, :, 0]
+        largest = max(np.abs(rows).max(initial=0.0), np.abs(shifts).max(initial=0.0))
+        if (
+            max(np.abs(rows - expected).max(initial=0.0), np.abs(shifts - shifts[0]).max(initial=0.0))
+            <= 1e-12 * largest
+        ):
+            return axis, rows[0, :, 0], shifts[0]
+    raise UnsupportedOperationError("it does not do the same at each time of the trajectory")
+
+
+def _read_times(matrix: np.ndarray, times: int) -> tuple[tuple[int, ...] | None, np.ndarray]:
+    """Return the times of a trajectory that a map reads, and its columns for these."""
+    blocks = matrix.reshape(len(matrix), times, -1)
+    read = np.flatnonzero(np.any(blocks != 0.0, axis=(0, 2)))
+    if len(read) in (0, times):
+        return None, matrix
+    return tuple(read.tolist()), blocks[:, read].reshape(len(matrix), -1)

@@ -12,7 +12,7 @@ class FoldedPart:
     layer
         Name of the layer.
     part
-        "projection" or "lifting".
+        "projection", "lifting", or "both".
     result
         "exact", "approximate", or "kept".
     what
@@ -37,7 +37,7 @@ class FoldExplanation:
     Parameters
     ----------
     parts
-        The projections and liftings.
+        The projections and liftings, in the order of evaluation.
     operations
         Multiply–adds of the network for one sample, (before, after).
     written
@@ -59,20 +59,20 @@ class FoldExplanation:
     def __str__(self):
         rows = [("layer", "part", "result", "multiply-adds", "merged with, or why not")]
         for part in self.parts:
-            numbers = "-" if part.before is None or part.result == "kept" else f"{part.before:,} -> {part.after:,}"
+            numbers = "-" if part.result == "kept" else f"{part.before:,} -> {part.after:,}"
             rows.append((part.layer or "(network)", part.part, part.result, numbers, part.what))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         (operations, fewer), (written, less) = self.operations, self.written
         return "\n".join(
             [
                 "Folded network, in eval mode: "
-                + ("the same function" if self.exact else "an approximation, for its sampled encoder"),
+                + ("the same function" if self.exact else "an approximation, by a sampled encoder"),
                 "",
                 *("  ".join([c.ljust(w) for c, w in zip(row, widths, strict=False)] + [row[4]]) for row in rows),
                 "",
-                f"whole network: {operations:,} -> {fewer:,} multiply-adds, {written:,} -> {less:,} bytes written for "
+                f"whole network: {operations:,} -> {fewer:,} multiply-adds, {written:,} -> {less:,} bytes written, for "
                 "each sample",
-                *(f"relative difference, {name}: {error:.2g}" for name, error in self.errors.items()),
+                *(f"relative difference of {name}: {error:.2g}" for name, error in self.errors.items()),
             ]
         )
 

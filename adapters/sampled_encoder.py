@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sps
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from torchmor.adapters.affine_folds import AffineFolds, Cost, Run
+from torchmor.adapters.affine_folds import AffineFolds, Run
 from torchmor.adapters.arrays import to_array, to_columns
 from torchmor.adapters.calibration import held_out_mask
 from torchmor.adapters.chain_module import ChainModule
 from torchmor.adapters.conversion import chain_to_module
-from torchmor.adapters.network_graph import NetworkGraph
+from torchmor.adapters.network_graph import Cost, NetworkGraph
 from torchmor.adapters.tracing import trace_map
 from torchmor.engine.affine import AffineMap
-from torchmor.engine.errors import CalibrationError, UnsupportedOperationError
+from torchmor.engine.errors import CalibrationError, NonFiniteError, UnsupportedOperationError
 from torchmor.engine.fitting import regress
 from torchmor.engine.matching_pursuit import matching_pursuit
 from torchmor.engine.stages import StageChain
 
 #: Samples that are evaluated together.
 _BATCH = 256
+
+#: Samples to fit to for each entry.
+_SAMPLES_PER_ENTRY = 2
 
 
 class SampledEncoder(nn.Module):
@@ -34,7 +38,7 @@ class SampledEncoder(nn.Module):
     Parameters
     ----------
     entries
-        Which entries of a sample are read; None for all.
+        Which entries of a sample are read (s,); None for all.
     chain
         What is computed of them.
     """
@@ -51,7 +55,7 @@ class SampledEncoder(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class SampledFold:
-    """A sampled encoder in the place of a projection and what stands before it.
+    """A sampled encoder in the place of a projection and of what stands before it.
 
     Parameters
     ----------
@@ -60,7 +64,7 @@ class SampledFold:
     module
         The encoder.
     entries
-        Number of entries of y(0).
+        The sampled entries of the flattened state y(0), (s,).
     before, after
         Cost of what is no longer evaluated, and of the encoder.
     error
@@ -71,17 +75,20 @@ class SampledFold:
 
     run: Run
     module: SampledEncoder
-    entries: int
+    entries: np.ndarray
     before: Cost
     after: Cost
     error: float
     held_out: np.ndarray
 
+    @property
+    def saving(self) -> Cost:
+        """What it saves."""
+        return self.before - self.after
 
-def fit_sampled_encoder(
-    folds: AffineFolds, encode: fx.Node, example: Sequence[Any], count: int
-) -> SampledFold | None:
-    """Fit an encoder on sampled entries, and let it evaluate only what these need, from where that is cheapest.
+
+def fit_sampled_encoder(folds: AffineFolds, encode: fx.Node, example: Sequence[Any], count: int) -> SampledFold | None:
+    """Fit an encoder on sampled entries, which evaluates only what these need, from where that is cheapest.
 
     With Y the states y(0) of four fifths of the samples, and Z their projections, entries are chosen by matching
     pursuit, and ``Z ≈ E Y[entries] + e`` is a ridge regression. Law: the error is that on the other samples.
@@ -89,84 +96,88 @@ def fit_sampled_encoder(
     Parameters
     ----------
     folds
-        The network, nothing of which is folded yet at `encode`.
+        The network; nothing is folded yet at `encode`.
     encode
-        Node of the projection.
+        Node of a projection.
     example
         Arguments with all samples.
     count
-        Number of entries.
+        Number s of entries.
 
     Returns
     -------
-    The encoder, or None where only affine operations stand before the projection: there, folding is exact.
+    The encoder; None where only affine operations stand before the projection, so that folding is exact.
 
     Raises
     ------
     CalibrationError
-        There are fewer than two samples to fit to for each entry.
+        There are too few samples.
+    NonFiniteError
+        A state y(0) is not finite.
     """
-    graph = folds.graph
-    state = encode.args[0]
+    graph, state = folds.graph, encode.args[0]
     if not _behind_nonlinearity(folds, state):
         return None
+    count = min(count, graph.size(state))
     held_out = held_out_mask(graph.samples)
-    least = 2 * count
-    if int(np.sum(~held_out)) < least:
+    if int(np.sum(~held_out)) < _SAMPLES_PER_ENTRY * count:
         raise CalibrationError(
-            f"expected at least {-(-least * 5 // 4)} example samples to fit an encoder on {count} entries of the state, "
-            f"two for each entry beside those held out, got {graph.samples}: call fold with calibration data, or with "
-            "a smaller sampled_encoder"
+            f"expected at least {-(-_SAMPLES_PER_ENTRY * count * 5 // 4) + 1} example samples to fit an encoder on "
+            f"{count} sampled entries of the state, {_SAMPLES_PER_ENTRY} for each beside a held-out fifth, got "
+            f"{graph.samples}: call fold with more, like those that the network will see, or with a smaller "
+            "sampled_encoder"
         )
     states = _columns(graph, state, example)
+    if not np.isfinite(states).all():
+        raise NonFiniteError("expected finite states y(0) of the example, got NaN or infinity: clean the data")
     weight, bias = (to_array(graph.value(node)) for node in encode.args[1:3])
     target = weight @ states + bias[:, np.newaxis]
-    fitted = states[:, ~held_out]
-    entries = matching_pursuit(fitted, target[:, ~held_out], count)
-    matrix, shift = regress(fitted[entries], target[:, ~held_out])
+    entries = matching_pursuit(states[:, ~held_out], target[:, ~held_out], count)
+    if not len(entries):
+        return None  # the state is the same for all samples
+    matrix, shift = regress(states[np.ix_(entries, ~held_out)], target[:, ~held_out])
     missed = target[:, held_out] - matrix @ states[np.ix_(entries, held_out)] - shift[:, np.newaxis]
     error = float(np.linalg.norm(missed) / max(np.linalg.norm(target[:, held_out]), 1e-300))
 
     found = []
-    for run in _runs(folds, encode, state):
+    for run in _runs_to(folds, encode, state):
         try:
             chain = trace_map(graph.as_function(state, run.sources), folds.example(state, run.sources))
         except UnsupportedOperationError:
             break
         chain, read = chain.restrict(entries)
-        chain = replace(chain, output=chain.output.project(matrix.T))
-        chain = replace(chain, output=replace(chain.output, shift=chain.output.shift + shift))
+        output = chain.output.project(matrix.T)
+        chain = replace(chain, output=replace(output, shift=output.shift + shift))
         item = encode.meta["val"].element_size()
-        chain, index = _gathered(chain, read, graph.size(run.sources[0]), item)
-        after = _chain_cost(chain, item, 0 if index is None else len(index))
-        before = folds.superfluous(run, after)
-        found.append((before.total - after.total, run, chain, index, before, after))
+        chain, read = _reading(chain, read, graph.size(run.sources[0]), item)
+        after = _cost(chain, item) if read is None else _cost(chain, item) + Cost(0, item * len(read))
+        found.append((run, chain, read, folds.superfluous(run, after), after))
         if after.total > folds.cost().total:
             break
-    _, run, chain, index, before, after = max(found, key=lambda entry: entry[0])
+    run, chain, read, before, after = max(found, key=lambda entry: (entry[3] - entry[4]).total)
     like = encode.meta["val"]
     module = SampledEncoder(
-        None if index is None else torch.from_numpy(index).to(like.device),
+        None if read is None else torch.from_numpy(read).to(like.device),
         chain_to_module(chain, like.dtype, like.device),
     )
-    return SampledFold(run, module, len(entries), before, after, error, np.flatnonzero(held_out))
+    return SampledFold(run, module, entries, before, after, error, np.flatnonzero(held_out))
 
 
 def _behind_nonlinearity(folds: AffineFolds, state: fx.Node) -> bool:
     frontier, seen = [state], set()
     while frontier:
         node = frontier.pop()
-        if node in seen or node.op == "placeholder":
+        if node in seen or node.op == "placeholder" or not folds.graph.depends(node):
             continue
-        seen.add(node)
-        if folds.graph.depends(node) and not folds.is_affine(node):
+        if not folds.is_affine(node):
             return True
+        seen.add(node)
         frontier.extend(folds.sources(node))
     return False
 
 
 def _columns(graph: NetworkGraph, node: fx.Node, example: Sequence[Any]) -> np.ndarray:
-    """Values of a node (size, samples)."""
+    """Values of a node for all samples, (size, samples)."""
     parts = []
     with torch.no_grad():
         for start in range(0, graph.samples, _BATCH):
@@ -177,20 +188,24 @@ def _columns(graph: NetworkGraph, node: fx.Node, example: Sequence[Any]) -> np.n
     return np.concatenate(parts, axis=1)
 
 
-def _runs(folds: AffineFolds, encode: fx.Node, state: fx.Node):
-    """Runs to the projection from one value, from the state backwards."""
+def _runs_to(folds: AffineFolds, encode: fx.Node, state: fx.Node) -> Iterator[Run]:
+    """Runs to a projection from single values, first from the state, then from what it is computed of."""
     nodes, source = {encode}, state
     while True:
         yield Run(encode, (source,), frozenset(nodes))
         sources = folds.sources(source)
-        if source.op != "call_function" or len(sources) != 1:
+        if (
+            source.op != "call_function"
+            or len(sources) != 1
+            or source.meta["val"].dtype != sources[0].meta["val"].dtype
+        ):
             return
         nodes.add(source)
         (source,) = sources
 
 
-def _gathered(chain: StageChain, read: np.ndarray, size: int, item: int) -> tuple[StageChain, np.ndarray | None]:
-    """Let the chain read all entries of the value instead of some, where that is cheaper than to pick them."""
+def _reading(chain: StageChain, read: np.ndarray, size: int, item: int) -> tuple[StageChain, np.ndarray | None]:
+    """Let the chain read the whole value instead of some entries, where that is cheaper than to pick them."""
     rows = sum(affine.size for affine in chain.maps if "y" in affine.sources)
     if rows * (size - len(read)) > Cost(0, item * len(read)).total:
         return chain, read
@@ -199,7 +214,7 @@ def _gathered(chain: StageChain, read: np.ndarray, size: int, item: int) -> tupl
         blocks = affine.blocks()
         if "y" in blocks:
             wide = np.zeros((affine.size, size))
-            wide[:, read] = blocks["y"].toarray() if hasattr(blocks["y"], "toarray") else blocks["y"]
+            wide[:, read] = blocks["y"].toarray() if sps.issparse(blocks["y"]) else blocks["y"]
             blocks["y"] = wide
         return AffineMap.from_blocks(blocks, affine.shift)
 
@@ -207,7 +222,6 @@ def _gathered(chain: StageChain, read: np.ndarray, size: int, item: int) -> tupl
     return StageChain(size, 0, stages, spread(chain.output)), None
 
 
-def _chain_cost(chain: StageChain, item: int, gathered: int) -> Cost:
+def _cost(chain: StageChain, item: int) -> Cost:
     operations = sum(affine.size * sum(affine.sizes) for affine in chain.maps)
-    written = gathered + sum(affine.size for affine in chain.maps) + sum(stage.size for stage in chain.stages)
-    return Cost(operations, item * written)
+    return Cost(operations, item * (sum(m.size for m in chain.maps) + sum(stage.size for stage in chain.stages)))
