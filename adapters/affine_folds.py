@@ -31,11 +31,14 @@ class Run:
         Nodes of the values that it is computed from; none for a constant.
     nodes
         Those on the way that have a batch axis, the target among them.
+    times
+        Number of times, if the same is done at each time of a trajectory; then there is no other source.
     """
 
     target: fx.Node
     sources: tuple[fx.Node, ...]
     nodes: frozenset[fx.Node]
+    times: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,10 @@ class AffineFolds:
             nodes, sources = {target}, set(self.sources(target))
             while True:
                 if mark in nodes:
-                    yield Run(target, tuple(sorted(sources, key=order.__getitem__)), frozenset(nodes))
+                    run = Run(target, tuple(sorted(sources, key=order.__getitem__)), frozenset(nodes))
+                    yield run
+                    if (times := self._times(run)) in self.graph.sample_shape(target):
+                        yield replace(run, times=times)
                 affine = [source for source in sources if self.is_affine(source)]
                 if not affine:
                     break
@@ -186,7 +192,7 @@ class AffineFolds:
         """Cost of a run as one map."""
         size, entries = self.graph.size(run.target), sum(self.graph.size(source) for source in run.sources)
         written = size * run.target.meta["val"].element_size() * len(run.sources)  # one product each, and their sum
-        return Cost(size * entries // (self._times(run) or 1), written)
+        return Cost(size * entries // (run.times or 1), written)
 
     def superfluous(self, run: Run, own: Cost) -> Cost:
         """Cost of what is no longer evaluated once a run is replaced at a cost of `own`."""
@@ -207,11 +213,10 @@ class AffineFolds:
         return saving.total > 0 and saving.operations >= 0
 
     def _times(self, run: Run) -> int | None:
-        """Number of times, where a run may do the same at each time of one trajectory."""
+        """Number of times of a trajectory (times, batch, size) that is the only source of a run."""
         if len(run.sources) != 1 or self.graph.batch_axis(run.sources[0]) != 1:
             return None
-        times = self.graph.sample_shape(run.sources[0])[0]
-        return times if times in self.graph.sample_shape(run.target) else None
+        return self.graph.sample_shape(run.sources[0])[0]
 
     # -- maps ---------------------------------------------------------------------------------------------------------
 
@@ -237,10 +242,10 @@ class AffineFolds:
         matrix, shift = _dense(chain.output, sum(sizes))
         bounds = np.cumsum(sizes)[:-1]
         axis = read = None
-        if (times := self._times(run)) is not None:
-            axis, matrix, shift = _each_time(matrix, shift, self.graph.sample_shape(run.target), times)
-        elif len(sizes) == 1 and self.graph.batch_axis(run.sources[0]) == 1:
-            read, matrix = _read_times(matrix, self.graph.sample_shape(run.sources[0])[0])
+        if run.times is not None:
+            axis, matrix, shift = _each_time(matrix, shift, self.graph.sample_shape(run.target), run.times)
+        elif (times := self._times(run)) is not None:
+            read, matrix = _read_times(matrix, times)
             after = replace(after, operations=matrix.size)
         weights = tuple(to_tensor(weight, like.dtype, like.device) for weight in np.split(matrix, bounds, axis=1))
         return Fold(run, weights, to_tensor(shift, like.dtype, like.device), before, after, axis, read)

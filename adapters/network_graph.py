@@ -275,6 +275,7 @@ class NetworkGraph:
         costs: dict[fx.Node, Cost] = {}
 
         def call(node, function, args, kwargs):
+            args = tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, args)  # hooks of gradients interfere
             operations, written, value = count(function, *args, **kwargs)
             costs[node] = Cost(operations // _TRACED_SAMPLES, written // _TRACED_SAMPLES)
             return value

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
@@ -140,6 +141,6 @@ def _plain(program: torch.export.ExportedProgram, example: tuple[Any, ...]) -> f
 
 
 def _is_plain(result: Any) -> bool:
-    if type(result) in (tuple, list, dict):
+    if type(result) in (tuple, list, immutable_list, dict, immutable_dict):  # the second of each are from a graph
         return all(_is_plain(part) for part in (result.values() if isinstance(result, dict) else result))
     return result is None or isinstance(result, fx.Node | bool | int | float | str)
