@@ -97,8 +97,8 @@ class AffineFolds:
         """
         while True:
             runs = dict.fromkeys(run for mark in marks for run in self.runs(mark) if run not in self.rejected)
-            best = self.best(runs)
-            if best is None or not self.pays(best):
+            best = self.best(run for run in runs if self.pays(run))
+            if best is None:
                 return
             try:
                 self.replaced[best.target] = self._fold(best)
@@ -134,14 +134,14 @@ class AffineFolds:
         return list(found)
 
     def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """The nearest values with a batch axis that a node is computed from, constants left out."""
+        """The nearest values with a batch axis that a node is computed from, and arguments without; no constants."""
         if node in self.replaced:
             return self.replaced[node].run.sources
         found, stack = {}, list(self.graph.arguments(node))
         while stack:
             argument = stack.pop()
             if self.graph.depends(argument):
-                if self.graph.batch_axis(argument) is None:
+                if self.graph.batch_axis(argument) is None and argument.op == "call_function":
                     stack.extend(self.graph.arguments(argument))
                 else:
                     found[argument] = None
@@ -157,7 +157,9 @@ class AffineFolds:
 
     def _is_affine(self, node: fx.Node) -> bool:
         sources = self.sources(node)
-        if node.op != "call_function" or not sources or self.graph.batch_axis(node) is None:
+        if node.op != "call_function" or not sources:
+            return False
+        if any(self.graph.batch_axis(n) is None for n in (node, *sources)):
             return False
         dtypes = {n.meta["val"].dtype for n in (node, *sources)}
         if len(dtypes) > 1 or not dtypes.pop().is_floating_point:
@@ -284,7 +286,8 @@ def _each_time(
 def _read_times(matrix: np.ndarray, times: int) -> tuple[tuple[int, ...] | None, np.ndarray]:
     """Return the times of a trajectory that a map reads, and its columns for these."""
     blocks = matrix.reshape(len(matrix), times, -1)
-    read = np.flatnonzero(np.any(blocks != 0.0, axis=(0, 2)))
+    rounding = 1e-13 * np.abs(matrix).max(initial=0.0)
+    read = np.flatnonzero(np.any(np.abs(blocks) > rounding, axis=(0, 2)))
     if len(read) in (0, times):
         return None, matrix
     return tuple(read.tolist()), blocks[:, read].reshape(len(matrix), -1)

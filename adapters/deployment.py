@@ -86,9 +86,7 @@ def fold(small: nn.Module, *example: Any, sampled_encoder: int | None = None) ->
     >>> approximate = fold(small, images[:5000], sampled_encoder=64)
     """
     if sampled_encoder is not None and sampled_encoder < 1:
-        raise SizeError(
-            f"expected sampled_encoder to be a number of entries, at least 1, or None, got {sampled_encoder}"
-        )
+        raise SizeError(f"expected sampled_encoder to be a number of entries ≥ 1, or None, got {sampled_encoder}")
     graph = NetworkGraph(small, example)
     folds = AffineFolds(graph)
     before = folds.cost()
@@ -116,8 +114,8 @@ def fold(small: nn.Module, *example: Any, sampled_encoder: int | None = None) ->
 
 def _pays(encoder: SampledFold, folds: AffineFolds) -> bool:
     """Whether a sampled encoder saves anything, and more than an exact fold would."""
-    exact = folds.best(folds.runs(encoder.run.target))
-    least = folds.saving(exact).total if exact is not None and folds.pays(exact) else 0
+    exact = folds.best(run for run in folds.runs(encoder.run.target) if folds.pays(run))
+    least = 0 if exact is None else folds.saving(exact).total
     return encoder.saving.operations >= 0 and encoder.saving.total > least
 
 
@@ -191,10 +189,18 @@ def _tensor(graph: NetworkGraph, stem: str, value: Tensor) -> fx.Node:
 
 
 def _errors(small: nn.Module, folded: nn.Module, folds: AffineFolds, example: tuple[Any, ...]) -> dict[str, float]:
-    """Compare the outputs of both networks, on the samples that no encoder was fitted to."""
-    held_out = [fold.held_out for fold in folds.replaced.values() if isinstance(fold, SampledFold)]
-    rows = held_out[0] if held_out else np.arange(folds.graph.samples)
-    arguments = folds.graph.select(example, rows[:_COMPARED_SAMPLES])
+    """Compare both networks; where encoders were fitted, on the samples that they were not fitted to."""
+    encoders = {
+        call.layer: folds.replaced[call.encode]
+        for call in folds.graph.calls
+        if isinstance(folds.replaced.get(call.encode), SampledFold)
+    }
+    errors, rows, samples = {}, np.arange(folds.graph.samples), "samples of the example"
+    for layer, encoder in encoders.items():
+        rows, samples = encoder.held_out, "held-out samples"
+        errors[f"z(0) of layer '{layer}' on {len(rows):,} {samples}"] = encoder.error
+    rows = rows[:_COMPARED_SAMPLES]
+    arguments = folds.graph.select(example, rows)
     with evaluation(small):
         pairs = zip(tree_leaves(small(*arguments)), tree_leaves(folded(*arguments)), strict=True)
     missed = norm = 0.0
@@ -203,5 +209,5 @@ def _errors(small: nn.Module, folded: nn.Module, folds: AffineFolds, example: tu
             known = expected.isfinite()  # a network may mask its output with infinity
             missed += float((value[known].double() - expected[known].double()).square().sum())
             norm += float(expected[known].double().square().sum())
-    where = f"{len(rows[:_COMPARED_SAMPLES]):,} {'held-out samples' if held_out else 'samples of the example'}"
-    return {f"the network's output on {where}": (missed / max(norm, 1e-300)) ** 0.5}
+    errors[f"the network's output on {len(rows):,} {samples}"] = (missed / max(norm, 1e-300)) ** 0.5
+    return errors

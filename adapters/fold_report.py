@@ -41,10 +41,7 @@ def _part(layer: str, part: str, mark: fx.Node, folds: AffineFolds, fitted) -> F
             what, result = _merged(fold.run, mark, folds), "exact"
             if isinstance(fold, SampledFold):
                 result = "approximate"
-                what += (
-                    f", fitted on {len(fold.entries)} sampled entries of y(0); relative error of z(0) on "
-                    f"{len(fold.held_out):,} held-out samples {fold.error:.2g}"
-                )
+                what += f", fitted on {len(fold.entries)} sampled entries of y(0)"
             return FoldedPart(layer, part, result, what, fold.before.operations, fold.after.operations)
     if mark in fitted:
         encoder = fitted[mark]
@@ -73,9 +70,10 @@ def _words(cost: Cost) -> str:
 
 def _working(run: Run, mark: fx.Node, folds: AffineFolds) -> list[str]:
     """Names of the operations of a run beside a projection or lifting, without views and copies."""
-    costs = folds.graph.costs
-    nodes = [n for n in folds.graph.needed([run.target], run.sources) if costs.get(n, Cost(0, 0)) != Cost(0, 0)]
-    return [operation(node) for node in nodes if node is not mark and operation(node) not in IDENTITY]
+    graph, free = folds.graph, Cost(0, 0)
+    nodes = [node for node in graph.needed([run.target], run.sources) if graph.costs.get(node, free) != free]
+    nodes = [node for node in nodes if node is not mark and (graph.depends(node) or not run.sources)]
+    return [operation(node) for node in nodes if operation(node) not in IDENTITY]
 
 
 def _merged(run: Run, mark: fx.Node, folds: AffineFolds) -> str:

@@ -48,9 +48,10 @@ class _OpenedLayer(nn.Module):
         if (u is not None and not isinstance(u, Tensor)) or isinstance(t, Tensor):
             return self._closed(y0, u, t)
         if tuple(y0.shape[1:]) != layer.state_shape:
+            expected, got = (", ".join(map(str, shape)) for shape in (layer.state_shape, y0.shape[1:]))
             raise ShapeError(
-                f"expected a state of shape (batch, {', '.join(map(str, layer.state_shape))}), for which the layer was "
-                f"reduced, got {tuple(y0.shape)}: call fold with arguments that the network can be called with"
+                f"expected a state of shape (batch, {expected}), for which the layer was reduced, got (batch, {got}): "
+                "call fold with arguments that the network can be called with"
             )
         outputs = 0 if layer.output == "final" else len(layer.t if t is None else t)
         times = None if t is None else [float(time) for time in t]
