@@ -344,14 +344,15 @@ def assert_same(output, expected, tolerance=1e-10):
 
 
 @surroundings
-@pytest.mark.parametrize("batch", [0, 1, 7])
-def test_same_function(name, batch):
+def test_same_function(name):
     """The copy is the same function of its arguments, for any batch."""
-    if name == "samples mixed" and batch == 0:
-        pytest.skip("the mean of no samples is not a number")
     network, folded = made(name)
-    arguments = SURROUNDINGS[name].arguments(batch, seed=3)
-    assert_same(folded(*arguments), network(*arguments))
+    for batch in (0, 1, 7):
+        arguments = SURROUNDINGS[name].arguments(batch, seed=3)
+        output, expected = folded(*arguments), network(*arguments)
+        if name == "samples mixed" and batch == 0:  # the mean of no samples is not a number
+            continue
+        assert_same(output, expected)
 
 
 @surroundings
