@@ -274,11 +274,9 @@ def _each_time(
         shifts = np.moveaxis(shift.reshape(shape), axis, 0).reshape(times, -1)
         expected = np.zeros_like(rows)
         expected[range(times), :, range(times)] = rows[0, :, 0]
-        largest = max(np.abs(rows).max(initial=0.0), np.abs(shifts).max(initial=0.0))
-        if (
-            max(np.abs(rows - expected).max(initial=0.0), np.abs(shifts - shifts[0]).max(initial=0.0))
-            <= 1e-12 * largest
-        ):
+        values = (rows, shifts, rows - expected, shifts - shifts[0])
+        *sizes, matrix_differs, shift_differs = (np.abs(value).max(initial=0.0) for value in values)
+        if max(matrix_differs, shift_differs) <= 1e-12 * max(sizes):
             return axis, rows[0, :, 0], shifts[0]
     raise UnsupportedOperationError("it does not do the same at each time of the trajectory")
 
