@@ -13,6 +13,7 @@ _MODULES = {
     "collect_snapshots": "snapshots",
     "distill": "distillation",
     "export_operators": "export",
+    "fold": "deployment",
     "full_order_model": "pymor_models",
     "load": "files",
     "reduce_network": "reduce",

@@ -68,9 +68,34 @@ def trace(f: Callable, y: torch.Tensor, u: torch.Tensor | None = None, t: float 
             f"the ODE function returned shape {tuple(value.shape)} for a state of shape {tuple(y.shape)}: torchmor "
             "needs dy/dt in the shape of the state"
         )
+    return _trace(f, y, u, t, y.shape[1:])
+
+
+def trace_map(f: Callable, x: torch.Tensor) -> StageChain:
+    """Trace a function of one argument into a stage chain, whatever the shape of its value.
+
+    Law: ``chain(x.T) == f(x).T`` with argument and value flattened, in float64; it is checked at the example.
+
+    Parameters
+    ----------
+    f
+        Function f(x) → tensor (batch, …), independent of the other samples of the batch.
+    x
+        Example (batch, …).
+
+    Raises
+    ------
+    UnsupportedOperationError
+        As :func:`trace`.
+    """
+    return _trace(lambda t, y, u: f(y), x, None, 0.0, f(x.clone()).shape[1:])
+
+
+def _trace(f, y, u, t, output_shape) -> StageChain:
+    time = torch.tensor(t, dtype=y.dtype, device=y.device)
     with torch.no_grad():
         graph = capture(f, time, y[:1].clone(), None if u is None else u[:1])
-        chain = _Classifier(graph, y.shape[1:], None if u is None else u.shape[1]).chain()
+        chain = _Classifier(graph, y.shape[1:], None if u is None else u.shape[1], output_shape).chain()
         _check(chain, f, y, u, t)
     return chain
 
@@ -113,6 +138,7 @@ class _Classifier:
     graph: torch.fx.GraphModule
     state_shape: torch.Size
     input_size: int | None
+    output_shape: torch.Size
     stages: list[tuple[str, _Pointwise]] = field(default_factory=list)
     sources: dict[str, AffineNode] = field(default_factory=dict)
     materialised: dict[int, AffineNode] = field(default_factory=dict)
@@ -139,7 +165,7 @@ class _Classifier:
             for name, value in self.stages
         )
         n = int(np.prod(self.state_shape))
-        return StageChain(n, self.input_size or 0, stages, self._map([self._expand(output, (1, *self.state_shape))]))
+        return StageChain(n, self.input_size or 0, stages, self._map([self._expand(output, (1, *self.output_shape))]))
 
     def _source(self, name, shape) -> AffineNode:
         self.sources[name] = AffineNode.source(name, torch.Size(shape))
