@@ -30,7 +30,7 @@ from torchmor.adapters.operations import (
 from torchmor.adapters.pointwise import Pointwise, expand, fuse, rearrange
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import SignatureError, UnsupportedOperationError
-from torchmor.engine.expressions import PARAMETERS, apply_primitive
+from torchmor.engine.expressions import PARAMETERS
 from torchmor.engine.stages import Stage, StageChain
 
 #: Affine maps with at most this many entries become dense matrices at once; larger ones stay opaque.
@@ -207,7 +207,7 @@ class _Classifier:
         else:
             products = self._fuse("mul", [unsqueezed(a, -1), unsqueezed(b, -3)])  # (…, n, p, q)
             value = AffineNode.call(torch.sum, (self._affine(products), -2), {})
-        return self._sum(*rest, value, "add") if rest else value
+        return self._combined("add", *rest, value) if rest else value
 
     def _arithmetic(self, node, name, args, kwargs):
         a, *rest = (_scalar(x) for x in args)
@@ -220,7 +220,7 @@ class _Classifier:
         if name == "rsub":
             name, a, b = "sub", b, a
         if name in ("add", "sub"):
-            return self._sum(a, self._scaled(b, alpha) if alpha != 1 else b, name)
+            return self._combined(name, a, self._scaled(b, alpha) if alpha != 1 else b)
         if _depends(b) and (name == "div" or _depends(a)):
             return self._fuse(name, [a, b])
         if isinstance(b, AffineNode | Pointwise):
@@ -230,12 +230,9 @@ class _Classifier:
     def _scaled(self, a, factor):
         return self._combined("mul", a, float(factor)) if _depends(a) else a * factor
 
-    def _sum(self, a, b, name):
-        a, b = (self.materialised.get(x, x) if isinstance(x, Pointwise) else x for x in (a, b))
-        return self._combined(name, a, b)
-
     def _combined(self, name, a, b):
         """Return a sum, or a multiple by a constant: affine, or componentwise for what is componentwise in it."""
+        a, b = (self.materialised.get(x, x) if isinstance(x, Pointwise) else x for x in (a, b))
 
         def as_affine():
             operands = [self._affine(x) if _depends(x) else x for x in (a, b)]

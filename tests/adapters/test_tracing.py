@@ -350,6 +350,7 @@ FUSED = {
     "sum of what is there": (lambda y: torch.relu((h := y.tanh()) + h.flip(1).sum(1, True)), ["tanh(a1)", "relu(a1)"]),
     "sum, scaled": (lambda y: 0.5 * (1 - (y.tanh() - y)) + 2, ["tanh(a1)"]),
     "scaled, summed": (lambda y: -y.tanh() * 0.5 + y, ["tanh(a1) * -1 * 0.5"]),
+    "multiple of what is there": (lambda y: (h := y.tanh()).flip(1).cumsum(1) - 0.5 * h, ["tanh(a1)"]),
     "normalised, activated": (
         lambda y: F.group_norm(y, 2, WEIGHTS[0, :6], WEIGHTS[1, :6]).tanh(),
         ["a1 * a1", "sqrt(clamp(a1, min=0) + 1e-05)", "tanh(a1 / a2)"],
