@@ -111,6 +111,12 @@ class FittedReductor(OdeLayerReductor):
         The :class:`~torchmor.engine.fitting.Training` data.
     ridge
         As in :func:`~torchmor.engine.fitting.fit_chain`.
+
+    Attributes
+    ----------
+    errors
+        Of the last reduction: how well what reads sampled stages was fitted, as in
+        :class:`~torchmor.engine.fitting.FittedChain`.
     """
 
     def __init__(self, fom, RB, points, training, test_basis=None, offset=None, ridge=None):
@@ -120,4 +126,6 @@ class FittedReductor(OdeLayerReductor):
     def reduced_chain(self, trial, test, offset):
         """Return the fitted chain for bases (n, r), which are None where the state is kept."""
         chain = -self.fom.operator.chain
-        return compress_quadratics(fit_chain(chain, trial, test, offset, self.points, self.training, self.ridge))
+        fitted = fit_chain(chain, trial, test, offset, self.points, self.training, self.ridge)
+        self.errors = fitted.errors
+        return compress_quadratics(fitted.chain)
