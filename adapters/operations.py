@@ -151,7 +151,7 @@ def _normalised(x, average, weight, bias, eps):
     """
     centred = x - average(x, lambda mean: mean)
     # a variance is never negative, but a fit of one may be
-    deviation = average(centred * centred, lambda variance: torch.sqrt(variance.clamp_min(0.0) + eps))
+    deviation = average(centred * centred, lambda variance: torch.sqrt(torch.relu(variance) + eps))
     scaled = centred if weight is None else centred * weight
     return (scaled if bias is None else scaled + deviation * bias) / deviation
 

@@ -147,10 +147,9 @@ class Explanation:
             "full": [f"{part.full:,}" for part in self.parts],
             "reduced": [f"{part.reduced:,}" for part in self.parts],
             "error": [_short(part.error) for part in self.parts],
-            "operations": [f"{100 * part.operations / total:.0f} %" if total else "-" for part in self.parts],
-            "dropped energy": [_short(part.dropped_energy) for part in self.parts],
+            "share": [f"{100 * part.operations / total:.0f} %" if total else "-" for part in self.parts],
+            "dropped": [_short(part.dropped_energy) for part in self.parts],
             "constant": [_short(part.constant) for part in self.parts],
-            "condition": [_short(part.condition) for part in self.parts],
             "why": [part.why for part in self.parts],
         }
         columns = {name: cells for name, cells in columns.items() if set(cells) - {"", "-"}}
@@ -189,8 +188,8 @@ class Explanation:
             "error: of what reads the stage (of the state: of its derivative), on snapshots held out of its fit": [
                 part.error for part in self.parts
             ],
-            "operations: share of the multiply-adds of one evaluation": [part.operations for part in self.parts],
-            "dropped energy: relative squared projection error (of a balanced basis: as the output sees it)": [
+            "share: of the multiply-adds of one evaluation": [part.operations for part in self.parts],
+            "dropped: energy, the relative squared projection error (of a balanced basis: as the output sees it)": [
                 part.dropped_energy for part in self.parts
             ],
             "constant: the interpolation error is at most this times the best possible": [
@@ -224,7 +223,7 @@ class Explanation:
 
 
 #: Columns of numbers, and how much is shown of a function.
-_NUMBERS = ("full", "reduced", "error", "operations", "dropped energy", "constant", "condition")
+_NUMBERS = ("full", "reduced", "error", "share", "dropped", "constant")
 _WIDEST = 34
 
 

@@ -353,11 +353,11 @@ FUSED = {
     "multiple of what is there": (lambda y: (h := y.tanh()).flip(1).cumsum(1) - 0.5 * h, ["tanh(a1)"]),
     "normalised, activated": (
         lambda y: F.group_norm(y, 2, WEIGHTS[0, :6], WEIGHTS[1, :6]).tanh(),
-        ["a1 * a1", "sqrt(clamp(a1, min=0) + 1e-05)", "tanh(a1 / a2)"],
+        ["a1 * a1", "sqrt(relu(a1) + 1e-05)", "tanh(a1 / a2)"],
     ),
     "normalised by channel": (
         lambda y: F.group_norm(y.view(-1, 2, 3), 2, WEIGHTS[0, :2], WEIGHTS[1, :2]).relu().flatten(1),
-        ["a1 * a1", "sqrt(clamp(a1, min=0) + 1e-05)", "relu(a1 / a2)"],
+        ["a1 * a1", "sqrt(relu(a1) + 1e-05)", "relu(a1 / a2)"],
     ),
 }
 
