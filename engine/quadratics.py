@@ -46,35 +46,35 @@ def compress_quadratics(chain: StageChain) -> StageChain:
     chain
         A chain; stages whose maps, or those that read them, are opaque stay as they are.
     """
-    for stage in chain.stages:
-        pair = factors(stage)
-        readers = {i: affine for i, affine in enumerate(chain.maps) if stage.name in affine.sources}
-        if pair is None or stage.argument.is_opaque or any(affine.is_opaque for affine in readers.values()):
-            continue
-        sums = {i: _dense(affine.blocks()[stage.name]) for i, affine in readers.items()}
-        weights = np.concatenate([np.zeros((0, stage.size)), *sums.values()])
-        read = np.flatnonzero(np.any(weights != 0, axis=1))
-        if squares_needed(len(read), sum(stage.argument.sizes)) >= stage.size:
-            continue
-        squares, signs = _squares(stage, pair, weights[read])
-        lifted = np.zeros((len(weights), len(squares)))
-        lifted[read] = signs
-        maps = list(chain.maps)
-        for (i, affine), block in zip(
-            readers.items(), np.split(lifted, np.cumsum([len(b) for b in sums.values()])[:-1]), strict=True
-        ):
-            maps[i] = AffineMap.from_blocks({**affine.blocks(), stage.name: block}, affine.shift)
-        bounds = np.cumsum((0, *stage.argument.sizes))
-        maps[chain.stages.index(stage)] = AffineMap.from_blocks(
-            {s: squares[:, a:b] for s, a, b in zip(stage.argument.sources, bounds, bounds[1:], strict=False)},
-            squares[:, -1],
-        )
-        stages = tuple(
-            replace(one, argument=affine, expression=SQUARE if one is stage else one.expression)
-            for one, affine in zip(chain.stages, maps, strict=False)
-        )
-        chain = replace(chain, stages=stages, output=maps[-1])
+    for number in range(len(chain.stages)):
+        chain = _compress(chain, number)
     return chain
+
+
+def _compress(chain: StageChain, number: int) -> StageChain:
+    stage, maps = chain.stages[number], list(chain.maps)
+    pair = factors(stage)
+    readers = [i for i, affine in enumerate(maps) if stage.name in affine.sources]
+    if pair is None or stage.argument.is_opaque or any(maps[i].is_opaque for i in readers):
+        return chain
+    sums = [_dense(maps[i].blocks()[stage.name]) for i in readers]
+    weights = np.concatenate([np.zeros((0, stage.size)), *sums])
+    read = np.flatnonzero(np.any(weights != 0, axis=1))
+    if squares_needed(len(read), sum(stage.argument.sizes)) >= stage.size:
+        return chain
+    squares, signs = _squares(stage, pair, weights[read])
+    lifted = np.zeros((len(weights), len(squares)))
+    lifted[read] = signs
+    for i, block in zip(readers, np.split(lifted, np.cumsum([len(b) for b in sums])[:-1]), strict=True):
+        maps[i] = AffineMap.from_blocks({**maps[i].blocks(), stage.name: block}, maps[i].shift)
+    bounds = np.cumsum((0, *stage.argument.sizes))
+    maps[number] = AffineMap.from_blocks(
+        {s: squares[:, a:b] for s, a, b in zip(stage.argument.sources, bounds, bounds[1:], strict=False)},
+        squares[:, -1],
+    )
+    stages = [replace(one, argument=affine) for one, affine in zip(chain.stages, maps, strict=False)]
+    stages[number] = replace(stages[number], expression=SQUARE)
+    return replace(chain, stages=tuple(stages), output=maps[-1])
 
 
 def _squares(stage: Stage, pair: tuple[int, int], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -56,6 +56,19 @@ def test_weights_that_are_not_negative_keep_all_signs():
     assert np.all(small.stages[1].argument.linear >= 0)
 
 
+def test_squares_of_sums_of_squares():
+    """Two such stages, with one between them."""
+    first = Stage("g1", SQUARE, AffineMap.from_blocks({"y": rng.normal(size=(20, 3))}))
+    middle = Stage("g2", Expression.of("tanh"), AffineMap.from_blocks({"g1": rng.normal(size=(2, 20))}))
+    last = Stage("g3", SQUARE, AffineMap.from_blocks({"g2": rng.normal(size=(30, 2)), "y": rng.normal(size=(30, 3))}))
+    output = AffineMap.from_blocks({"g3": rng.normal(size=(3, 30))})
+    chain = StageChain(3, 0, (first, middle, last), output)
+    small = compress_quadratics(chain)
+    assert [stage.size for stage in small.stages] == [6, 2, 15]
+    y = rng.normal(size=(3, 20))
+    np.testing.assert_allclose(small(y), chain(y), rtol=1e-11, atol=1e-11)
+
+
 def test_what_would_not_shrink_stays():
     other = quadratic(apply_primitive("pow", [Expression.argument(0), 3.0]))
     many, few = quadratic(SQUARE, rows=40), quadratic(SQUARE, size=9)
