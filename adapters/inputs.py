@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -131,8 +132,12 @@ class SampledSignal:
         left, weight = _place(self._sign * t.item(), self._knots, self.interpolation)
         return torch.lerp(self.samples[:, left], self.samples[:, left + 1], weight) if weight else self.samples[:, left]
 
+    @cached_property
+    def _knot_tensor(self) -> Tensor:
+        return instants(self._knots, self.samples)
+
     def _at_tensor(self, t: Tensor) -> Tensor:
-        s, knots = self._sign * t, instants(self._knots, self.samples).to(t.dtype)
+        s, knots = self._sign * t, self._knot_tensor.to(t.dtype)
         if self.interpolation == "previous":
             return self._sample((knots[1:] <= s).sum())
         left = (knots[1:-1] <= s).sum()

@@ -144,7 +144,7 @@ class NetworkReductor:
                 continue
             for steps in tried:
                 trials.append(self._trial(small, steps, state_dim, points))
-                if speedup is None and trials[-1].trial.loss <= max_loss:
+                if speedup is None and (max_loss is None or trials[-1].trial.loss <= max_loss):
                     affordable = min(affordable, trials[-1].trial.cost)
         chosen = choose(trials, full, max_loss, speedup, self.metric)
         small, reduction = self._reduced({**sizes, "state_dim": chosen.state_dim, "points": chosen.points})

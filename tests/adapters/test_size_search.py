@@ -45,6 +45,12 @@ def test_smaller_loss_costs_more(reductor):
     assert found[0].cost < found[1].cost <= found[2].cost
 
 
+def test_cheapest_at_any_loss(reductor):
+    explanation = reductor.reduce(max_loss=None, solver=("euler", 1))[1].explain()
+    reduced = [trial for trial in explanation.curve if trial.sizes != "full"]
+    assert explanation.chosen == min(reduced, key=lambda trial: trial.cost)
+
+
 def test_most_accurate_of_those_that_are_cheap(reductor):
     small = reductor.reduce(speedup=30.0, max_loss=0.5)
     explanation = small[1].explain()
