@@ -589,18 +589,35 @@ def test_sampled_encoder_behind_what_no_chain_can_express():
     assert folded.explain().parts[0].what.startswith("with reshaping: 400 -> 8, fitted on 12")
 
 
-def test_sampled_encoder_of_a_convolution_reads_the_pixels_it_needs():
+def convolution_behind(side):
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        stem = chain(conv=nn.Conv2d(1, 4, 4, 4), act=nn.ReLU(), norm=norm(4))
-        network = chain(stem=stem, ode=ode(4, 10, 10), flat=nn.Flatten(), head=nn.Linear(400, 2)).double().eval()
-    x = torch.randn(60, 1, 40, 40).double()
+        stem = chain(conv=nn.Conv2d(1, 4, 4, 4), act=nn.ReLU(), norm=norm(4), flat=nn.Flatten())
+        size = 4 * (side // 4) ** 2
+        return chain(stem=stem, ode=ode(size), head=nn.Linear(size, 2)).double().eval(), torch.randn(
+            60, 1, side, side
+        ).double()
+
+
+def test_sampled_encoder_of_a_convolution_reads_the_pixels_it_needs():
+    network, x = convolution_behind(40)
     folded = fold(network, x, sampled_encoder=10)
-    encoder = folded.sampled_encoder_0
-    assert encoder.entries.numel() % 16 == 0 and encoder.entries.numel() <= 10 * 16
+    entries = folded.sampled_encoder_0.entries.tolist()
+    assert len(entries) % 16 == 0 and len(entries) <= 10 * 16
     changed = x.flatten(1).clone()
-    changed[:, [i for i in range(1600) if i not in encoder.entries.tolist()]] = 7.0
+    changed[:, [i for i in range(1600) if i not in entries]] = 7.0
     assert_same(folded(changed.reshape(x.shape)), folded(x), 0.0)
+
+
+def test_sampled_encoder_reads_all_pixels_where_picking_some_costs_more():
+    network, x = convolution_behind(20)
+    folded = fold(network, x, sampled_encoder=3)
+    assert folded.sampled_encoder_0.entries is None
+    assert int((folded.sampled_encoder_0.chain.stages[0].weight != 0).any(0).sum()) <= 3 * 16
+    held_out = held_out_mask(len(x))
+    expected, value = projections(network, x[held_out]), folded.sampled_encoder_0(x[held_out].flatten(1)).detach()
+    told = folded.explain().errors["z(0) of layer 'ode' on 12 held-out samples"]
+    assert told == pytest.approx(float((value - expected).norm() / expected.norm()), rel=1e-9)
 
 
 def test_exact_folds_are_preferred():
