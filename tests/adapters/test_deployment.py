@@ -16,7 +16,7 @@ from torchmor.adapters.calibration import held_out_mask
 from torchmor.adapters.conversion import chain_to_module
 from torchmor.adapters.ode_layer import OdeFunction
 from torchmor.adapters.solve_request import SolveSettings
-from torchmor.adapters.tracing import trace
+from torchmor.adapters.tracing import trace, trace_map
 from torchmor.engine.errors import (
     CalibrationError,
     NonFiniteError,
@@ -633,6 +633,18 @@ def test_sampled_encoder_that_costs_more_is_refused():
     assert projection.result == "kept"
     assert projection.what.startswith("an encoder of 6 sampled entries would cost ")
     assert_same(folded(x), network(x))
+
+
+# -- what it stands on -----------------------------------------------------------------------------------------------
+
+
+def test_trace_map():
+    """``chain(x.T) == f(x).T``, whatever the shape of the value."""
+    x, linear = torch.randn(5, 2, 3).double(), nn.Linear(6, 8).double()
+    chained = trace_map(lambda x: torch.tanh(linear(x.flatten(1))).reshape(-1, 4, 2)[:, 1:], x)
+    expected = torch.tanh(linear(x.flatten(1)))[:, 2:].detach()
+    assert (chained.state_size, chained.output.size, len(chained.stages)) == (6, 6, 1)
+    assert abs(chained(x.flatten(1).numpy().T) - expected.numpy().T).max() < 1e-14
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
