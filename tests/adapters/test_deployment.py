@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from networks import Parts, Tanh, chain
-from torchmor.adapters import ReducedODELayer, fold
+from torchmor.adapters import ODELayer, ReducedODELayer, fold
 from torchmor.adapters.calibration import held_out_mask
 from torchmor.adapters.conversion import chain_to_module
 from torchmor.adapters.ode_layer import OdeFunction
@@ -693,6 +693,14 @@ def test_network_that_branches_on_values():
 
     with pytest.raises(UnsupportedOperationError, match=r"^expected a network that torch\.export can trace with a dyn"):
         fold(Parts(forward, ode=ode(20)).double(), torch.randn(2, 20).double())
+
+
+def test_layers_that_are_not_reduced():
+    network = chain(first=ODELayer(Tanh(20)), second=ode(20)).double()
+    with pytest.raises(
+        UnsupportedOperationError, match=r"; the ODE layers 'first' are solved by torchdiffeq, which it"
+    ):
+        fold(network, torch.randn(2, 20).double())
 
 
 def test_wrong_state():
