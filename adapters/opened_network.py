@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from torchmor.adapters.files import with_layers
+from torchmor.adapters.ode_layer import ODELayer
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.solvers import is_fixed_step
 from torchmor.engine.errors import ShapeError, TorchmorError, UnknownLayerError, UnsupportedOperationError
@@ -118,10 +119,12 @@ def open_network(
             failures.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
             continue
         return _plain(program, example), layers
+    full = ", ".join(repr(name) for name, module in small.named_modules() if isinstance(module, ODELayer))
     raise UnsupportedOperationError(
         "expected a network that torch.export can trace with a dynamic batch, got one that it cannot "
         f"({'; '.join(dict.fromkeys(failures))}): let its forward consist of tensor operations that do not branch on "
         "values, for any number of samples"
+        + (f"; the ODE layers {full} are solved by torchdiffeq, which it cannot trace: reduce them too" if full else "")
     )
 
 

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from networks import Parts, Tanh, chain
-from torchmor.adapters import ReducedODELayer, fold
+from torchmor.adapters import ODELayer, ReducedODELayer, fold
 from torchmor.adapters.calibration import held_out_mask
 from torchmor.adapters.conversion import chain_to_module
 from torchmor.adapters.ode_layer import OdeFunction
 from torchmor.adapters.solve_request import SolveSettings
-from torchmor.adapters.tracing import trace
+from torchmor.adapters.tracing import trace, trace_map
 from torchmor.engine.errors import (
     CalibrationError,
     NonFiniteError,
@@ -589,18 +589,35 @@ def test_sampled_encoder_behind_what_no_chain_can_express():
     assert folded.explain().parts[0].what.startswith("with reshaping: 400 -> 8, fitted on 12")
 
 
-def test_sampled_encoder_of_a_convolution_reads_the_pixels_it_needs():
+def convolution_behind(side):
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        stem = chain(conv=nn.Conv2d(1, 4, 4, 4), act=nn.ReLU(), norm=norm(4))
-        network = chain(stem=stem, ode=ode(4, 10, 10), flat=nn.Flatten(), head=nn.Linear(400, 2)).double().eval()
-    x = torch.randn(60, 1, 40, 40).double()
+        stem = chain(conv=nn.Conv2d(1, 4, 4, 4), act=nn.ReLU(), norm=norm(4), flat=nn.Flatten())
+        size = 4 * (side // 4) ** 2
+        return chain(stem=stem, ode=ode(size), head=nn.Linear(size, 2)).double().eval(), torch.randn(
+            60, 1, side, side
+        ).double()
+
+
+def test_sampled_encoder_of_a_convolution_reads_the_pixels_it_needs():
+    network, x = convolution_behind(40)
     folded = fold(network, x, sampled_encoder=10)
-    encoder = folded.sampled_encoder_0
-    assert encoder.entries.numel() % 16 == 0 and encoder.entries.numel() <= 10 * 16
+    entries = folded.sampled_encoder_0.entries.tolist()
+    assert len(entries) % 16 == 0 and len(entries) <= 10 * 16
     changed = x.flatten(1).clone()
-    changed[:, [i for i in range(1600) if i not in encoder.entries.tolist()]] = 7.0
+    changed[:, [i for i in range(1600) if i not in entries]] = 7.0
     assert_same(folded(changed.reshape(x.shape)), folded(x), 0.0)
+
+
+def test_sampled_encoder_reads_all_pixels_where_picking_some_costs_more():
+    network, x = convolution_behind(20)
+    folded = fold(network, x, sampled_encoder=3)
+    assert folded.sampled_encoder_0.entries is None
+    assert int((folded.sampled_encoder_0.chain.stages[0].weight != 0).any(0).sum()) <= 3 * 16
+    held_out = held_out_mask(len(x))
+    expected, value = projections(network, x[held_out]), folded.sampled_encoder_0(x[held_out].flatten(1)).detach()
+    told = folded.explain().errors["z(0) of layer 'ode' on 12 held-out samples"]
+    assert told == pytest.approx(float((value - expected).norm() / expected.norm()), rel=1e-9)
 
 
 def test_exact_folds_are_preferred():
@@ -616,6 +633,18 @@ def test_sampled_encoder_that_costs_more_is_refused():
     assert projection.result == "kept"
     assert projection.what.startswith("an encoder of 6 sampled entries would cost ")
     assert_same(folded(x), network(x))
+
+
+# -- what it stands on -----------------------------------------------------------------------------------------------
+
+
+def test_trace_map():
+    """``chain(x.T) == f(x).T``, whatever the shape of the value."""
+    x, linear = torch.randn(5, 2, 3).double(), nn.Linear(6, 8).double()
+    chained = trace_map(lambda x: torch.tanh(linear(x.flatten(1))).reshape(-1, 4, 2)[:, 1:], x)
+    expected = torch.tanh(linear(x.flatten(1)))[:, 2:].detach()
+    assert (chained.state_size, chained.output.size, len(chained.stages)) == (6, 6, 1)
+    assert abs(chained(x.flatten(1).numpy().T) - expected.numpy().T).max() < 1e-14
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------
@@ -664,6 +693,14 @@ def test_network_that_branches_on_values():
 
     with pytest.raises(UnsupportedOperationError, match=r"^expected a network that torch\.export can trace with a dyn"):
         fold(Parts(forward, ode=ode(20)).double(), torch.randn(2, 20).double())
+
+
+def test_layers_that_are_not_reduced():
+    network = chain(first=ODELayer(Tanh(20)), second=ode(20)).double()
+    with pytest.raises(
+        UnsupportedOperationError, match=r"; the ODE layers 'first' are solved by torchdiffeq, which it"
+    ):
+        fold(network, torch.randn(2, 20).double())
 
 
 def test_wrong_state():
