@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg as spla
 
 from torchmor.engine import functions
 from torchmor.engine.affine import AffineMap, Lift
+from torchmor.engine.quadratics import factors
+from torchmor.engine.regression import fitted_columns, regress, regress_nonnegative
 from torchmor.engine.stages import StageChain
-
-#: Ridge weights that are tried where none is given.
-RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-
-#: Part of the training columns, the last ones, that chooses among them.
-HELD_OUT = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +48,7 @@ class FittedChain:
         The fitted chain.
     errors
         Name of a fitted stage's argument, or "output" → relative error, without its mean, on the columns that were
-        held out of its fit; empty where the ridge was given.
+        held out of its fit; those of ridge regressions are absent where the ridge was given.
     """
 
     chain: StageChain
@@ -75,7 +69,8 @@ def fit_chain(
     Every map that reads sampled stages becomes ``exact(ẑ) + N g[points] + b``: the exact linear part at the projected
     states ``ŷ = c + V Wᵀ (y − c)``, and N and b by ridge regression of what the map yields at the true states less that
     part. The stages g are evaluated as in the reduced chain, at ŷ and after the fits before them, so that a fit makes
-    up for what projection and earlier fits lose too.
+    up for what projection and earlier fits lose too. Sums of squares, as in a variance, are fitted with weights that
+    are not negative.
 
     Law: with ridge 0, states in the trial space and stage values in the span of an interpolation's basis, the values
     equal those of the interpolation; with ridge 0 no other N and b have a smaller residual on the training data.
@@ -114,9 +109,12 @@ def fit_chain(
         exact = without(affine, sampled).substitute(lifts)
         features = np.concatenate([reduced[source] for source in sampled])
         values = np.broadcast_to(affine.apply(true), (affine.size, features.shape[1]))
-        matrix, shift, error = regress(features, values - exact.apply(reduced), ridge)
+        if _adds_squares(chain, affine):
+            matrix, shift, error = regress_nonnegative(features, values - affine.shift[:, np.newaxis])
+        else:
+            matrix, shift, error = regress(features, values - exact.apply(reduced), ridge)
         if error is not None:
-            varied = values[:, _fitted_columns(features) :] - values.mean(axis=1, keepdims=True)
+            varied = values[:, fitted_columns(features) :] - values.mean(axis=1, keepdims=True)
             errors[name] = error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
         bounds = np.cumsum([0, *(len(points[source]) for source in sampled)])
         fits = {source: matrix[:, a:b] for source, a, b in zip(sampled, bounds, bounds[1:], strict=False)}
@@ -141,66 +139,10 @@ def without(affine: AffineMap, sources: list[str]) -> AffineMap:
     return affine.select({name: np.zeros(0, dtype=np.int64) for name in sources})
 
 
-class Regression(NamedTuple):
-    """What :func:`regress` returns: ``target ≈ matrix @ features + shift``.
-
-    Parameters
-    ----------
-    matrix, shift
-        Arrays N (q, m) and b (q,).
-    held_out_error
-        Norm of the residual on the columns that chose the ridge weight, of the fit to the others; None where the
-        weight was given.
-    """
-
-    matrix: np.ndarray
-    shift: np.ndarray
-    held_out_error: float | None
-
-
-def regress(features: np.ndarray, target: np.ndarray, ridge: float | None = None) -> Regression:
-    """Return N and b that minimise ``‖target − N features − b‖² + λ ‖N‖²`` (Frobenius), with b unpenalised.
-
-    Parameters
-    ----------
-    features, target
-        Arrays (m, k) and (q, k).
-    ridge
-        ``λ m / ‖features − mean‖²``; 0 gives the least-norm solution. None chooses the one among :data:`RIDGES` that is
-        best for the last fifth of the columns when fitted to the others, and then fits to all.
-    """
-    held_out_error = None
-    if ridge is None:
-        kept = _fitted_columns(features)
-        solve = _regression(features[:, :kept], target[:, :kept])
-
-        def error(candidate: float) -> float:
-            matrix, shift = solve(candidate)
-            return float(np.linalg.norm(target[:, kept:] - matrix @ features[:, kept:] - shift[:, np.newaxis]))
-
-        tried = [error(candidate) for candidate in RIDGES]
-        held_out_error = min(tried)
-        ridge = RIDGES[tried.index(held_out_error)]
-    return Regression(*_regression(features, target)(ridge), held_out_error)
-
-
-def _fitted_columns(features: np.ndarray) -> int:
-    """Return how many columns are fitted to where the others choose the ridge weight."""
-    return features.shape[1] - int(HELD_OUT * features.shape[1])
-
-
-def _regression(features: np.ndarray, target: np.ndarray):
-    """Return ridge → (N, b)."""
-    middle, aim = features.mean(axis=1), target.mean(axis=1)
-    centered = features - middle[:, np.newaxis]
-    factor = spla.qr(centered.T, mode="r", check_finite=False)[0] if centered.shape[1] > len(centered) else centered.T
-    _, values, right = spla.svd(factor[: len(centered)] if len(factor) > len(centered) else factor, full_matrices=False)
-    products = (target - aim[:, np.newaxis]) @ centered.T @ right.T
-    known = values > values.max(initial=0.0) * max(centered.shape) * np.finfo(np.float64).eps
-
-    def solution(ridge: float) -> tuple[np.ndarray, np.ndarray]:
-        weights = np.where(known, values**2 + ridge * np.sum(values**2) / len(centered), np.inf)
-        matrix = (products / weights) @ right
-        return matrix, aim - matrix @ middle
-
-    return solution
+def _adds_squares(chain: StageChain, affine: AffineMap) -> bool:
+    """Whether a map is a constant plus squares, all of weights that are not negative."""
+    stages = [stage for stage in chain.stages if affine.sources == (stage.name,)]
+    if affine.is_opaque or not stages or factors(stages[0]) != (0, 0):
+        return False
+    block = affine.blocks()[stages[0].name]
+    return block.min() >= 0
