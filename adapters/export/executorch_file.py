@@ -52,7 +52,7 @@ def export_executorch(
     try:
         with torch.no_grad(), _silent():
             lowered = to_edge_transform_and_lower(
-                program, partitioner=[XnnpackPartitioner()], constant_methods={KEY: note(module, program)}
+                program.run_decompositions(_SLICES), partitioner=[XnnpackPartitioner()], constant_methods={KEY: note(module, program)}
             )
             written = lowered.to_executorch(
                 ExecutorchBackendConfig(sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass())  # plans for max_batch
@@ -72,6 +72,25 @@ def export_executorch(
         )
     announce(verbose, path, f"ExecuTorch program for batches up to {max_batch}", agreement)
     return agreement
+
+
+def _split(x: Tensor, sizes: list[int], dim: int = 0) -> list[Tensor]:
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(torch.ops.aten.slice.Tensor(x, dim, start, start + size))
+        start += size
+    return parts
+
+
+def _split_evenly(x: Tensor, size: int, dim: int = 0) -> list[Tensor]:
+    length = x.shape[dim]
+    if not isinstance(length, int):
+        return NotImplemented
+    return _split(x, [min(size, length - start) for start in range(0, length, size)], dim)
+
+
+#: ExecuTorch 1.5 takes the batch of the example for a constant where it meets a split; slices it takes as they are.
+_SLICES = {torch.ops.aten.split_with_sizes.default: _split, torch.ops.aten.split.Tensor: _split_evenly}
 
 
 @contextmanager

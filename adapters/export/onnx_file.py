@@ -1,7 +1,6 @@
 """Export to ONNX, checked in ONNX Runtime."""
 
 import os
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch.export import ExportedProgram
 
 from torchmor.adapters.atomic import atomic_path
 from torchmor.adapters.export.agreement import Agreement, compare
+from torchmor.adapters.export.float64 import exact
 from torchmor.adapters.export.graph import announce, exportable, first_line, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
 from torchmor.engine.errors import ExportError, MissingPackageError
@@ -44,7 +44,7 @@ def export_onnx(module: nn.Module, path: str | os.PathLike, *example: Tensor, ve
     ------
     ExportError
         A layer's solver, or something else in the module, cannot be exported; or ONNX Runtime disagrees with torch, or
-        has no implementation of an operation for the dtype (of some in float64). Nothing is written.
+        has no implementation of an operation in the dtype (such as erf in float64). Nothing is written.
     MissingPackageError
         onnx, onnxscript or onnxruntime is not installed.
     ShapeError
@@ -63,7 +63,7 @@ def export_onnx(module: nn.Module, path: str | os.PathLike, *example: Tensor, ve
     module = exportable(module)
     program = trace(module, example)
     with atomic_path(path) as temporary:
-        _write(program, temporary, note(module, program))
+        _write(exact(program, example), temporary, note(module, program))
         agreement = compare(
             lambda arguments: _run(onnxruntime, temporary, arguments),
             module,
@@ -79,7 +79,7 @@ def _write(program: ExportedProgram, path, text: str) -> None:
     try:
         with torch.no_grad(), quiet():
             exported = torch.onnx.export(
-                _exact(program),
+                program,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=program.graph_signature.user_inputs,
@@ -99,29 +99,3 @@ def _run(onnxruntime, path, arguments):
     names = [value.name for value in session.get_inputs()]
     feed = {name: tensor.cpu().numpy() for name, tensor in zip(names, arguments, strict=True)}
     return [torch.from_numpy(value) for value in session.run(None, feed)]
-
-
-def _exact(program: ExportedProgram) -> ExportedProgram:
-    """Return a float64 program as operations that ONNX Runtime has in float64, with constants in full precision.
-
-    torch.onnx keeps numbers that are attributes of an operation in float32, and ONNX Runtime has few activations in
-    float64. In other dtypes the operations stay what they are, which is faster.
-    """
-    aten = torch.ops.aten
-    outputs = [node.meta["val"] for node in program.graph.nodes if node.name in program.graph_signature.user_outputs]
-    if not any(value.dtype == torch.float64 for value in outputs):
-        return program
-    names = "celu elu gelu hardsigmoid hardswish hardtanh leaky_relu mish selu softplus threshold".split()
-    operations = [getattr(aten, name).default for name in names if hasattr(aten, name)]
-    table: dict = dict(torch._decomp.get_decompositions(operations))
-    return program.run_decompositions(table | _SCALED)
-
-
-def _scaled_add(x: Tensor, y: Tensor, *, alpha: float = 1) -> Tensor:
-    return NotImplemented if alpha == 1 else x + alpha * y
-
-
-_SCALED: dict[object, Callable] = {
-    torch.ops.aten.add.Tensor: _scaled_add,
-    torch.ops.aten.lerp.Scalar: lambda start, end, weight: start + weight * (end - start),
-}
