@@ -28,7 +28,7 @@ _SIMPLER = {
     aten.add.Tensor: _add,
     aten.clamp.default: _clamp,
     aten.lerp.Scalar: lambda start, end, weight: start + weight * (end - start),
-    aten.rsub.Scalar: lambda x, y, alpha=1: y - alpha * x,
+    aten.rsub.Scalar: lambda x, y, alpha=1: x * -alpha + y,
 }
 
 #: Operations that take a number, and the same ones with a tensor in its place.
