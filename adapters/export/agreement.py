@@ -82,7 +82,8 @@ def compare(
             outputs = list(run(arguments))
         except Exception as error:
             raise ExportError(
-                f"the exported module fails in {runtime} at batch {size} ({first_line(error)}): nothing was written"
+                f"the exported module fails in {runtime} at batch {size} ({first_line(error)}): nothing was "
+                "written; where an operation is not implemented for the dtype, export module.float()"
             ) from error
         found = [(tuple(value.shape), value.dtype) for value in outputs]
         wanted = [(tuple(value.shape), value.dtype) for value in expected]

@@ -52,13 +52,17 @@ def export_executorch(
     try:
         with torch.no_grad(), _silent():
             lowered = to_edge_transform_and_lower(
-                program.run_decompositions(_SLICES), partitioner=[XnnpackPartitioner()], constant_methods={KEY: note(module, program)}
+                program.run_decompositions(_SLICES),
+                partitioner=[XnnpackPartitioner()],
+                constant_methods={KEY: note(module, program)},
             )
             written = lowered.to_executorch(
                 ExecutorchBackendConfig(sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass())  # plans for max_batch
             )
     except Exception as error:
-        raise ExportError(f"ExecuTorch could not export the module ({first_line(error)}): see the error above") from error
+        raise ExportError(
+            f"ExecuTorch could not export the module ({first_line(error)}): see the error above"
+        ) from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(written.buffer)
         with _silent():

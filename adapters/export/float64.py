@@ -37,6 +37,7 @@ _WITH_TENSORS = {
     aten.sub.Tensor: aten.sub.Tensor,
     aten.mul.Tensor: aten.mul.Tensor,
     aten.div.Tensor: aten.div.Tensor,
+    aten.true_divide.Tensor: aten.div.Tensor,
     aten.pow.Scalar: aten.pow.Tensor_Tensor,
     aten.pow.Tensor_Scalar: aten.pow.Tensor_Tensor,
     aten.where.ScalarSelf: aten.where.self,

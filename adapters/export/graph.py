@@ -122,7 +122,10 @@ def trace(module: nn.Module, example: Sequence[Tensor], max_batch: int | None = 
     ExportError
         torch.export cannot trace the module, or only for one batch size.
     """
-    example = resized(example, max(check_example(example), 2))  # a batch of 1 would be taken for a constant
+    size = max(check_example(example), 2)  # a batch of 1 would be taken for a constant
+    if max_batch is not None and max_batch < size:
+        raise ExportError(f"expected max_batch of at least {size} for this example, got {max_batch}: raise it")
+    example = resized(example, size)
     shapes, batch = ShapesCollection(), Dim("batch", min=1, max=max_batch)
     for tensor in example:
         if tensor.ndim:
@@ -132,9 +135,8 @@ def trace(module: nn.Module, example: Sequence[Tensor], max_batch: int | None = 
             program = torch.export.export(module, example, dynamic_shapes=shapes)
     except Exception as error:
         raise ExportError(
-            f"torch.export could not trace the module with a dynamic batch ({first_line(error)}): see the error above; "
-            "what stands in the way is outside the ODE layers, often control flow on values or a batch size kept as a "
-            "number"
+            f"torch.export could not trace the module with a dynamic batch ({first_line(error)}): see the error "
+            "above. Often it is control flow on values, or a batch made a number by len(y): write y.shape[0]"
         ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)

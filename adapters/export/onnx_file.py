@@ -86,10 +86,22 @@ def _write(program: ExportedProgram, path, text: str) -> None:
                 output_names=["output"] if len(names) == 1 else [f"output_{i}" for i in range(len(names))],
                 verbose=False,
             )
+            _name_batch(exported.model.graph)
             exported.model.metadata_props[KEY] = text
             exported.save(path, external_data=False)
     except Exception as error:
-        raise ExportError(f"torch.onnx could not export the module ({first_line(error)}): see the error above") from error
+        raise ExportError(
+            f"torch.onnx could not export the module ({first_line(error)}): see the error above"
+        ) from error
+
+
+def _name_batch(graph) -> None:
+    """Call the dynamic dimension "batch", where torch.onnx has the name of a symbol."""
+    symbols = {length.value for value in graph.inputs for length in value.shape if not isinstance(length, int)}
+    for value in (*graph.inputs, *graph.outputs):
+        for i, length in enumerate(value.shape):
+            if not isinstance(length, int) and length.value in symbols:
+                value.shape[i] = "batch"
 
 
 def _run(onnxruntime, path, arguments):

@@ -80,7 +80,9 @@ class SingleStep(nn.Module):
         if not size:
             raise InputError("expected no input u, because the ODE reads none, got u: call step(t, z)")
         if tuple(u.shape[1:]) not in ((size,), (len(self.nodes), size)):
-            raise InputError(f"expected an input u of shape {shapes}, got {tuple(u.shape)}: give u at t, or at the nodes")
+            raise InputError(
+                f"expected an input u of shape {shapes}, got {tuple(u.shape)}: give u at t, or at the nodes"
+            )
 
     def extra_repr(self) -> str:
         """Return method and step size for ``repr(step)``."""
@@ -117,5 +119,3 @@ def single_step(layer: ReducedODELayer) -> SingleStep:
             f'{{"step_size": {size:.6g}}}, a size that divides the time from {layer.t[0]:g} to {layer.t[-1]:g}'
         )
     return SingleStep(layer.ode, layer.settings, sign * size, [sign * start for start in grid[:-1]])
-
-

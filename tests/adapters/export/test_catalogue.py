@@ -1,4 +1,4 @@
-"""Every function of the catalogue, reduced, as .pt2 and ONNX: equal to torch at batch sizes other than the example's."""
+"""Every function of the catalogue, reduced, as .pt2 and ONNX: equal to torch at other batches than the example's."""
 
 import onnxruntime
 import pytest
