@@ -115,7 +115,7 @@ def resized(example: Sequence[Tensor], batch: int) -> tuple[Tensor, ...]:
 def trace(module: nn.Module, example: Sequence[Tensor], max_batch: int | None = None) -> ExportedProgram:
     """Return the graph of an `exportable` module, with a dynamic batch in dimension 0 of every example tensor.
 
-    It keeps neither the example nor file names of this machine.
+    It does not keep file names of this machine.
 
     Raises
     ------
@@ -140,7 +140,6 @@ def trace(module: nn.Module, example: Sequence[Tensor], max_batch: int | None = 
         ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
-    program.example_inputs = None
     return program
 
 

@@ -48,6 +48,7 @@ def export_program(module: nn.Module, path: str | os.PathLike, *example: Tensor,
     path = suffixed(path, ".pt2")
     module = exportable(module)
     program = trace(module, example)
+    program.example_inputs = None  # data of the user, which would be saved too
     with atomic_path(path) as temporary:
         with quiet():
             torch.export.save(program, temporary, extra_files={KEY: note(module, program)})
