@@ -12,12 +12,17 @@ _MODULES = {
     "ReducedODELayer": "reduced_layer",
     "collect_snapshots": "snapshots",
     "distill": "distillation",
-    "export_operators": "export",
+    "export_executorch": "export.executorch_file",
+    "export_inductor": "export.inductor_package",
+    "export_onnx": "export.onnx_file",
+    "export_operators": "export.operators",
+    "export_program": "export.program_file",
     "fold": "deployment",
     "full_order_model": "pymor_models",
     "load": "files",
     "reduce_network": "reduce",
     "save": "files",
+    "single_step": "export.single_step",
     "to_module": "folded_modules",
 }
 
