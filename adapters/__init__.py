@@ -13,6 +13,7 @@ _MODULES = {
     "collect_snapshots": "snapshots",
     "distill": "distillation",
     "export_operators": "export",
+    "find_ode_layers": "recognise",
     "full_order_model": "pymor_models",
     "load": "files",
     "reduce_network": "reduce",

@@ -20,11 +20,12 @@ from torchmor.adapters.cost import run_cost
 from torchmor.adapters.files import with_layers
 from torchmor.adapters.gradients import Objective, classes_objective, output_gradients, values_objective
 from torchmor.adapters.metrics import Metric, check_metric
-from torchmor.adapters.ode_layer import ODELayer, find_layer
+from torchmor.adapters.ode_layer import ODELayer
 from torchmor.adapters.pymor_models import full_order_model
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.size_search import Candidate, choices, choose
 from torchmor.adapters.snapshots import Snapshots, collect_snapshots
+from torchmor.adapters.stand_in import with_ode_layer
 from torchmor.adapters.steps import COARSE, Steps, set_solver, solved_by, solver_name
 from torchmor.adapters.validation import HELD_OUT_SAMPLES, LabelledBatches, Validation
 from torchmor.engine.affine import AffineMap
@@ -49,7 +50,8 @@ class NetworkReductor:
 
     Parameters
     ----------
-    network, name, calibration, metric, objective, validation, batch_to_inputs, batch_size, seed, progress
+    network, name, calibration, metric, objective, validation, batch_to_inputs, batch_size, seed, progress,
+    input_attribute
         As in :func:`~torchmor.adapters.reduce_network`.
 
     Raises
@@ -71,11 +73,14 @@ class NetworkReductor:
         batch_size: int = 256,
         seed: int = 0,
         progress: bool = True,
+        input_attribute: str | None = None,
     ):
-        _find_layer(network, name)
+        _check_not_reduced(network, name)
+        calibration = Calibration(calibration, batch_size, batch_to_inputs, seed)
+        network, name = with_ode_layer(network, name, calibration, input_attribute)
         self.network, self.name, self.seed, self.progress = network, name, seed, progress
         self.metric, self.objective = check_metric(metric), objective
-        self._calibration, held_out = Calibration(calibration, batch_size, batch_to_inputs, seed).split(seed)
+        self._calibration, held_out = calibration.split(seed)
         if metric == "accuracy" and validation is None:
             raise ValueError(
                 'expected validation batches (inputs, labels) for metric="accuracy", got none: pass '
@@ -226,7 +231,7 @@ def _words(state_dim, points) -> str:
     return f"state {state_dim}, points {size}"
 
 
-def _find_layer(network: nn.Module, name: str) -> ODELayer:
+def _check_not_reduced(network: nn.Module, name: str) -> None:
     for value, kind in ((network, nn.Module), (name, str)):
         if not isinstance(value, kind):
             raise TypeError(
@@ -238,7 +243,6 @@ def _find_layer(network: nn.Module, name: str) -> ODELayer:
             f"expected an ODELayer as {name!r}, got a layer that is reduced already: reduce the original network "
             "again, with other sizes"
         )
-    return find_layer(network, name)
 
 
 def _copied(network: nn.Module) -> nn.Module:
