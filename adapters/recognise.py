@@ -15,8 +15,8 @@ from torchmor.adapters import torchdyn_layers
 from torchmor.adapters.calibration import Batch, call_network, evaluation
 from torchmor.adapters.ode_layer import ODELayer
 from torchmor.adapters.pymor_models import full_order_model
-from torchmor.adapters.solve_calls import ModuleCall, now, watched
-from torchmor.adapters.solve_request import ADAPTIVE_METHODS, METHODS
+from torchmor.adapters.solve_calls import ModuleCall, SolveCall, now, watched
+from torchmor.adapters.solve_request import ADAPTIVE_METHODS
 from torchmor.adapters.solved_block import SolvedBlock
 from torchmor.adapters.stand_in import copied, solved_block
 from torchmor.adapters.steps import solver_name
@@ -175,7 +175,7 @@ def _found(network: nn.Module, name: str, calls: list[ModuleCall], share: float)
         kind,
         _function_name(network, func),
         tuple(y0.shape[batch_dims:]),
-        _solver_words(solve, layer),
+        _solver_words(call.module, solve, layer),
         output,
         sum(solve.evaluations for call in calls for solve in call.solves),
         share,
@@ -204,9 +204,11 @@ def _function_name(network: nn.Module, func: Any) -> str:
     return getattr(func, "__qualname__", type(func).__name__).replace("<locals>.", "")
 
 
-def _solver_words(solve, layer: ODELayer | None) -> str:
-    words = solver_name(layer) if layer is not None else solve.method
-    if solve.method in ADAPTIVE_METHODS or solve.method not in METHODS:
+def _solver_words(module: nn.Module, solve: SolveCall, layer: ODELayer | None) -> str:
+    words = solve.method if layer is None else solver_name(layer)
+    if torchdyn_layers.is_neural_ode(module):
+        words = f"torchdyn's {type(module.solver).__name__} as {words}"
+    if solve.method in ADAPTIVE_METHODS:
         words += f", rtol {solve.rtol:g}, atol {solve.atol:g}"
     return f"{words}, adjoint" if solve.adjoint else words
 

@@ -80,15 +80,16 @@ def with_ode_layer(
         return network, name
     first = next(iter(batches))
     calls, output = recorded(network, name, first, input_attribute)
-    if not any(call.name == name for call in calls):
-        inside = sorted({call.name for call in calls if call.name.startswith(f"{name}." if name else "")})
-        if inside:
+    own = [call for call in calls if call.name == name]
+    if not own:
+        elsewhere = dict.fromkeys(call.name for call in calls if not isinstance(call.module, ODELayer))
+        if elsewhere:
             raise UnknownLayerError(
-                f"expected the module that solves the ODE, got {name!r}, inside of which "
-                f"{' and '.join(map(repr, inside))} does: pass that name"
+                f"expected the module in whose forward the ODE is solved, got {name!r}, a {type(module).__name__}: the "
+                f"modules that solve one are {', '.join(map(repr, elsewhere))}"
             )
-        find_layer(network, name)  # says what there is
-    stand_in = solved_block(name, [call for call in calls if call.name == name], input_attribute)
+        find_layer(network, name)  # says which ODELayers there are
+    stand_in = solved_block(name, own, input_attribute)
     replaced = copied(network, {id(module): stand_in.train(module.training)})
     _compare(replaced, first, output, name)
     return replaced, name if isinstance(stand_in, ODELayer) else f"{name}.layer".removeprefix(".")
