@@ -15,10 +15,11 @@ from torchmor.adapters import torchdyn_layers
 from torchmor.adapters.calibration import Batch, call_network, evaluation
 from torchmor.adapters.ode_layer import ODELayer
 from torchmor.adapters.pymor_models import full_order_model
+from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.solve_calls import ModuleCall, SolveCall, now, watched
 from torchmor.adapters.solve_request import ADAPTIVE_METHODS
 from torchmor.adapters.solved_block import SolvedBlock
-from torchmor.adapters.stand_in import copied, solved_block
+from torchmor.adapters.stand_in import copied, first_parts, solved_block
 from torchmor.adapters.steps import solver_name
 from torchmor.engine.errors import CalibrationError, TorchmorError
 
@@ -131,14 +132,20 @@ def find_ode_layers(network: nn.Module, *example: Any) -> list[FoundLayer]:
     batch = Batch(example, np.arange(sizes[0]), 0)
     scratch = copied(network)
     with evaluation(scratch):
-        with watched(scratch) as calls:
-            call_network(scratch, batch)
-        by_name: dict[str, list[ModuleCall]] = {}
-        for call in calls:
-            if isinstance(call.module, ODELayer) or not hasattr(call.module, "explain"):  # not reduced already
-                by_name.setdefault(call.name, []).append(call)
+        passes = []
+        for part in first_parts(batch):
+            with watched(scratch) as calls:
+                call_network(scratch, part)
+            passes.append([call for call in calls if not isinstance(call.module, ReducedODELayer)])
+        by_name = {call.name: [one for found in passes for one in found if one.name == call.name] for call in passes[0]}
         shares = _time_shares(scratch, batch, by_name)
-        return FoundLayers(_found(scratch, name, by_name[name], shares[name]) for name in by_name)
+        return FoundLayers(
+            _found(scratch, name, by_name[name], _evaluations(passes[0], name), shares[name]) for name in by_name
+        )
+
+
+def _evaluations(calls: Sequence[ModuleCall], name: str) -> int:
+    return sum(solve.evaluations for call in calls if call.name == name for solve in call.solves)
 
 
 def _time_shares(network: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, float]:
@@ -153,7 +160,7 @@ def _time_shares(network: nn.Module, batch: Batch, names: Sequence[str]) -> dict
     return {name: median(found) for name, found in shares.items()}
 
 
-def _found(network: nn.Module, name: str, calls: list[ModuleCall], share: float) -> FoundLayer:
+def _found(network: nn.Module, name: str, calls: list[ModuleCall], evaluations: int, share: float) -> FoundLayer:
     call, solve = calls[0], calls[0].solves[0]
     module, func, output, obstacle, layer = call.module, solve.func, "", "", None
     kind = "torchdyn" if torchdyn_layers.is_neural_ode(module) else "torchdiffeq"
@@ -177,7 +184,7 @@ def _found(network: nn.Module, name: str, calls: list[ModuleCall], share: float)
         tuple(y0.shape[batch_dims:]),
         _solver_words(call.module, solve, layer),
         output,
-        sum(solve.evaluations for call in calls for solve in call.solves),
+        evaluations,
         share,
         obstacle,
     )

@@ -104,12 +104,15 @@ def recorded(
     """
     scratch = copied(network)
     attribute = None if input_attribute is None else (name, input_attribute)
-    part = np.arange(batch.size) < max(1, batch.size // 2)
     with evaluation(scratch), watched(scratch, input_attribute=attribute) as calls:
-        output = call_network(scratch, batch)
-        if batch.size > 1:
-            call_network(scratch, batch.select(part))
-    return calls, output
+        outputs = [call_network(scratch, part) for part in first_parts(batch)]
+    return calls, outputs[0]
+
+
+def first_parts(batch: Batch) -> list[Batch]:
+    """Return a batch and the first half of it: what depends on other samples than its own differs between them."""
+    half = np.arange(batch.size) < batch.size // 2
+    return [batch, batch.select(half)] if batch.size > 1 else [batch]
 
 
 def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | None = None) -> nn.Module:
@@ -236,9 +239,20 @@ def _call_form(name: str, calls: Sequence[ModuleCall], input_attribute: str | No
 
 
 def _arguments(call: ModuleCall) -> dict[str, Any]:
-    bound = inspect.signature(call.module.forward).bind(*call.args, **call.kwargs)
+    """Return the arguments of a call by their names, in their order, defaults filled in."""
+    signature = inspect.signature(call.module.forward)
+    bound = signature.bind(*call.args, **call.kwargs)
     bound.apply_defaults()
-    return dict(bound.arguments)
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            found |= {f"{name}[{i}]": one for i, one in enumerate(value)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            found |= value
+        else:
+            found[name] = value
+    return found
 
 
 def _state(name, tensors, arguments, solves) -> tuple[str, int]:
