@@ -130,7 +130,7 @@ def find_ode_layers(network: nn.Module, *example: Any) -> list[FoundLayer]:
             f"{', '.join(type(argument).__name__ for argument in example) or 'none'}"
         )
     batch = Batch(example, np.arange(sizes[0]), 0)
-    scratch = copied(network)
+    scratch = copied(network).eval()
     with evaluation(scratch):
         passes = []
         for part in first_parts(batch):

@@ -44,7 +44,7 @@ class SolveCall:
     seconds
         Run time.
     input
-        Value of the attribute that holds the input of func, if one was named.
+        Value of the attribute that holds the input of func, if one was named; the AttributeError if it has none.
     exact
         Whether torchdiffeq with these settings does the same operations, rather than something near.
     """
@@ -155,7 +155,10 @@ def watched(
             event=given["event_fn"] is not None,
         )
         if input_attribute is not None and input_attribute[0] == running[-1].name:
-            call.input = attrgetter(input_attribute[1])(running[-1].module)
+            try:
+                call.input = attrgetter(input_attribute[1])(running[-1].module)
+            except AttributeError as error:
+                call.input = error
         running[-1].solves.append(call)
         solving = True
         try:

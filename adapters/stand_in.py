@@ -32,8 +32,8 @@ _FIX = (
 )
 _HIDDEN = (
     "the ODE function, or what is done with its states, depends on something else than the time, the state and the "
-    "module's arguments: an input that is set from outside (name it: input_attribute='func.u'), random numbers, or a "
-    "value of an earlier call"
+    "module's arguments: an input that is set from outside (name it: input_attribute='func.u'), random numbers "
+    "(dropout that stays on in eval mode), or a value of an earlier call"
 )
 
 
@@ -79,33 +79,29 @@ def with_ode_layer(
         find_layer(network, name)
         return network, name
     first = next(iter(batches))
-    calls, output = recorded(network, name, first, input_attribute)
-    own = [call for call in calls if call.name == name]
-    if not own:
-        elsewhere = dict.fromkeys(call.name for call in calls if not isinstance(call.module, ODELayer))
-        if elsewhere:
-            raise UnknownLayerError(
-                f"expected the module in whose forward the ODE is solved, got {name!r}, a {type(module).__name__}: the "
-                f"modules that solve one are {', '.join(map(repr, elsewhere))}"
-            )
-        find_layer(network, name)  # says which ODELayers there are
-    stand_in = solved_block(name, own, input_attribute)
+    scratch = copied(network).eval()  # and stays so: an ODE function may hold its modules where `eval` does not reach
+    with evaluation(scratch):
+        calls, output = _recorded(scratch, name, first, input_attribute)
+        own = [call for call in calls if call.name == name]
+        if not own:
+            elsewhere = dict.fromkeys(call.name for call in calls if not isinstance(call.module, ODELayer))
+            if elsewhere:
+                raise UnknownLayerError(
+                    f"expected the module in whose forward the ODE is solved, got {name!r}, a {type(module).__name__}: "
+                    f"the modules that solve one are {', '.join(map(repr, elsewhere))}"
+                )
+            find_layer(network, name)  # says which ODELayers there are
+        stand_in = solved_block(name, own, input_attribute)
     replaced = copied(network, {id(module): stand_in.train(module.training)})
     _compare(replaced, first, output, name)
     return replaced, name if isinstance(stand_in, ODELayer) else f"{name}.layer".removeprefix(".")
 
 
-def recorded(
-    network: nn.Module, name: str, batch: Batch, input_attribute: str | None = None
-) -> tuple[list[ModuleCall], Any]:
-    """Return the calls of solving modules on a batch and on a part of it, and the network's output on the batch.
-
-    The calls are those of a copy of the network.
-    """
-    scratch = copied(network)
+def _recorded(network: nn.Module, name: str, batch: Batch, input_attribute: str | None) -> tuple[list[ModuleCall], Any]:
+    """Return the calls of solving modules on a batch and on a part of it, and the network's output on the batch."""
     attribute = None if input_attribute is None else (name, input_attribute)
-    with evaluation(scratch), watched(scratch, input_attribute=attribute) as calls:
-        outputs = [call_network(scratch, part) for part in first_parts(batch)]
+    with watched(network, input_attribute=attribute) as calls:
+        outputs = [call_network(network, part) for part in first_parts(batch)]
     return calls, outputs[0]
 
 
@@ -223,7 +219,7 @@ def _call_form(name: str, calls: Sequence[ModuleCall], input_attribute: str | No
     form = CallForm(names, state, tuple(solves[0].t.tolist()), times, constants=constants, zeros=zeros)
     if input_attribute is not None:
         values = [solve.input for solve in solves]
-        _check_input(input_attribute, values, solves)
+        _check_input(name, input_attribute, values, solves)
         argument = next(
             (key for key in others if all(same(given[key], u) for given, u in zip(arguments, values, strict=True))),
             None,
@@ -380,8 +376,13 @@ def _attribute_function(module: nn.Module, func: Callable, path: str, value: Any
     return AttributeFunction(func, owner, attribute, isinstance(value, Tensor), call_convention(func)[0])
 
 
-def _check_input(path: str, values: Sequence[Any], solves: Sequence[SolveCall]) -> None:
+def _check_input(name: str, path: str, values: Sequence[Any], solves: Sequence[SolveCall]) -> None:
     for u, solve in zip(values, solves, strict=True):
+        if isinstance(u, AttributeError):
+            raise InputError(
+                f"expected input_attribute to be the path from {name!r} to an attribute, such as 'func.u', got "
+                f"{path!r}: {u}"
+            )
         if isinstance(u, Tensor):
             if u.ndim != 2 or len(u) != len(solve.y0):
                 raise InputError(
@@ -404,7 +405,7 @@ def _hollow(module: nn.Module) -> nn.Module:
 
 def _verify(name: str, stand_in: nn.Module, calls: Sequence[ModuleCall]) -> None:
     """Check that the stand-in gives what the module gave."""
-    with torch.no_grad():
+    with evaluation(stand_in):
         for call in calls:
             if isinstance(stand_in, SolvedBlock) and stand_in.form.input_attribute is not None:
                 parent, _, attribute = stand_in.form.input_attribute.rpartition(".")
