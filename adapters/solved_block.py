@@ -1,5 +1,6 @@
 """A module around an ODE layer, in the place of a module that solved an ODE itself."""
 
+import copy
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -196,6 +197,11 @@ class AttributeFunction(nn.Module):
         """Return f(t, y) with the input u."""
         setattr(self.owner, self.attribute, u if self.constant else lambda t: u)
         return self.func(y) if self.arguments == 1 else self.func(t, y)
+
+
+def hollow(module: nn.Module) -> nn.Module:
+    """Return a copy of a module without its parameters, whose attributes and setters work."""
+    return copy.deepcopy(module, {id(parameter): None for parameter in module.parameters()})
 
 
 def same(a: Any, b: Any) -> bool:

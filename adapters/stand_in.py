@@ -19,7 +19,7 @@ from torchmor.adapters import torchdyn_layers
 from torchmor.adapters.calibration import Batch, call_network, evaluation
 from torchmor.adapters.ode_layer import ODELayer, call_convention, find_layer
 from torchmor.adapters.solve_calls import ModuleCall, SolveCall, watched
-from torchmor.adapters.solved_block import AttributeFunction, CallForm, SolvedBlock, same
+from torchmor.adapters.solved_block import AttributeFunction, CallForm, SolvedBlock, hollow, same
 from torchmor.engine.errors import InputError, TorchmorError, UnknownLayerError, UnsupportedOperationError
 
 #: A stand-in gives the module's values to so many units of rounding, or of tolerance where the solver is another.
@@ -81,7 +81,10 @@ def with_ode_layer(
     first = next(iter(batches))
     scratch = copied(network).eval()  # and stays so: an ODE function may hold its modules where `eval` does not reach
     with evaluation(scratch):
-        calls, output = _recorded(scratch, name, first, input_attribute)
+        attribute = None if input_attribute is None else (name, input_attribute)
+        with watched(scratch, input_attribute=attribute) as calls:
+            for part in first_parts(first):
+                call_network(scratch, part)
         own = [call for call in calls if call.name == name]
         if not own:
             elsewhere = dict.fromkeys(call.name for call in calls if not isinstance(call.module, ODELayer))
@@ -92,17 +95,11 @@ def with_ode_layer(
                 )
             find_layer(network, name)  # says which ODELayers there are
         stand_in = solved_block(name, own, input_attribute)
+    if isinstance(stand_in, SolvedBlock) and stand_in.source is not None:
+        stand_in.__dict__["source"] = hollow(copied(module))  # that of the calibration run keeps its inputs
     replaced = copied(network, {id(module): stand_in.train(module.training)})
-    _compare(replaced, first, output, name)
+    _check_run(copied(replaced), first, name)
     return replaced, name if isinstance(stand_in, ODELayer) else f"{name}.layer".removeprefix(".")
-
-
-def _recorded(network: nn.Module, name: str, batch: Batch, input_attribute: str | None) -> tuple[list[ModuleCall], Any]:
-    """Return the calls of solving modules on a batch and on a part of it, and the network's output on the batch."""
-    attribute = None if input_attribute is None else (name, input_attribute)
-    with watched(network, input_attribute=attribute) as calls:
-        outputs = [call_network(network, part) for part in first_parts(batch)]
-    return calls, outputs[0]
 
 
 def first_parts(batch: Batch) -> list[Batch]:
@@ -136,7 +133,7 @@ def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | 
     source = None
     if input_attribute is not None:
         func = _attribute_function(first.module, func, input_attribute, solve.input)
-        source = _hollow(first.module)
+        source = hollow(first.module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a probe: the function may broadcast, and say so
         batch_dims = 2 if form.input is None and input_attribute is None and _acts_on_rows(func, solve) else 1
@@ -395,11 +392,6 @@ def _check_input(name: str, path: str, values: Sequence[Any], solves: Sequence[S
             )
 
 
-def _hollow(module: nn.Module) -> nn.Module:
-    """Return a copy of a module without its parameters."""
-    return copy.deepcopy(module, {id(parameter): None for parameter in module.parameters()})
-
-
 # -- what must be the same ------------------------------------------------------------------------------------------
 
 
@@ -446,8 +438,8 @@ def _equal(name: str, output: Tensor, expected: Tensor, solve: SolveCall) -> Non
         )
 
 
-def _compare(replaced: nn.Module, batch: Batch, output: Any, name: str) -> None:
-    """Check that the network with a stand-in runs as the network did."""
+def _check_run(replaced: nn.Module, batch: Batch, name: str) -> None:
+    """Check that the network runs with a stand-in."""
     try:
         with evaluation(replaced):
             call_network(replaced, batch)

@@ -1,6 +1,8 @@
 """Layers that people wrote without torchmor: found, replaced by what does the same, reduced; and what is refused."""
 
+import copy
 import functools
+import pickle
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torchdiffeq import odeint_adjoint as adjoint_alias
 
 from foreign_networks import FOREIGN, Field
 from networks import Parts, chain
-from torchmor.adapters import ODELayer, ReducedODELayer, collect_snapshots, find_ode_layers, reduce_network
+from torchmor.adapters import ODELayer, ReducedODELayer, collect_snapshots, find_ode_layers, load, reduce_network, save
 from torchmor.adapters.calibration import Calibration
 from torchmor.adapters.stand_in import with_ode_layer
 from torchmor.engine.errors import CalibrationError, NotReducedWarning
@@ -101,6 +103,26 @@ def test_found(entry):
     snapshots = collect_snapshots(entry.network(), entry.layer, entry.batches())
     assert found.state_shape == snapshots.state_shape and snapshots.y.shape[0] == entry.n
     assert found.evaluations == snapshots.nfe[0]
+
+
+@entries
+def test_saved_network_is_loaded_into_the_original_one(entry, tmp_path):
+    """Law: the loaded layer returns the same bits as the saved one, called as the module that it replaced."""
+    network = entry.network()
+    small = reduced(entry, network)
+    save(small, tmp_path / "small.safetensors")
+    assert isinstance(load(tmp_path / "small.safetensors"), ReducedODELayer)
+    if entry.layer == "":
+        return
+    again = load(tmp_path / "small.safetensors", network=network)
+    arguments = entry.batch(5, 7)
+    assert torch.equal(again(*arguments), small(*arguments))
+    assert type(again.block) is type(small.block)
+    twin = copy.deepcopy(small)
+    if entry.input_attribute is not None:
+        twin.block.func.set_inputs(None)  # the last one may be a lambda
+    twin.block = pickle.loads(pickle.dumps(twin.block))
+    assert torch.equal(twin(*arguments), small(*arguments))
 
 
 # -- interception -----------------------------------------------------------------------------------------------------
