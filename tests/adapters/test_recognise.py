@@ -12,12 +12,13 @@ from torchdiffeq import odeint
 from torchdiffeq import odeint_adjoint as adjoint_alias
 
 from foreign_networks import FOREIGN, Field
-from networks import Parts, chain
+from networks import Parts, chain, dense
 from torchmor.adapters import ODELayer, ReducedODELayer, collect_snapshots, find_ode_layers, load, reduce_network, save
 from torchmor.adapters.calibration import Calibration
 from torchmor.adapters.stand_in import with_ode_layer
 from torchmor.engine.errors import CalibrationError, NotReducedWarning
 
+SIZES = {"state_dim": 4, "points": 6}
 T = torch.tensor([0.0, 1.0], dtype=torch.float64)
 entries = pytest.mark.parametrize("entry", [pytest.param(entry, id=name) for name, entry in FOREIGN.items()])
 
@@ -239,7 +240,7 @@ def test_solves_of_other_threads_are_their_own():
         return by_global(self, x)
 
     (found,) = find_ode_layers(block(forward), torch.randn(4, 5, dtype=torch.float64))
-    assert found.name == "block"
+    assert found.name == "block" and found.reducible
 
 
 def test_solve_inside_an_ode_function_belongs_to_it():
@@ -254,3 +255,118 @@ def test_solve_inside_an_ode_function_belongs_to_it():
     network = block(lambda self, y: odeint(self.func, y, T, method="euler")[-1], Nested())
     (found,) = find_ode_layers(network, torch.randn(4, 5, dtype=torch.float64))
     assert (found.name, found.function, found.evaluations) == ("block", "block.func", 1)
+
+
+# -- what is found ----------------------------------------------------------------------------------------------------
+
+
+def test_table():
+    func = Field()
+    whole = chain(
+        stem=nn.Linear(5, 10),
+        first=Parts(lambda self, y: odeint(self.func, y, T, rtol=1e-3, atol=1e-4)[-1], func=func),
+        second=ODELayer(Field(), method="rk4", options={"step_size": 0.25}),
+        third=Parts(lambda self, y: odeint(self.func, y.sin(), T, method="euler")[-1], func=func),
+        reduced=reduce_network(ODELayer(Field()).double(), "", torch.randn(30, 10, dtype=torch.float64), **SIZES),
+    ).double()
+    found = find_ode_layers(whole, torch.randn(6, 5, dtype=torch.float64))
+    assert [one.name for one in found] == ["first", "second", "third"], "reduced layers are not listed"
+    assert [one.kind for one in found] == ["torchdiffeq", "ODELayer", "torchdiffeq"]
+    assert [one.function for one in found] == ["first.func", "second.func", "first.func"], "a shared one has one name"
+    assert [one.evaluations for one in found][1:] == [16, 1]
+    assert [one.reducible for one in found] == [True, True, False]
+    assert sum(one.time_share for one in found) <= 1
+    lines = str(found).splitlines()
+    assert lines[0].split("  ")[0] == "name" and lines[0].endswith("can be reduced")
+    assert "dopri5, rtol 0.001, atol 0.0001" in lines[1] and "4 RK4 steps" in lines[2] and lines[3].endswith("no")
+    assert lines[4].startswith("'third': expected a module whose argument is the initial state")
+    assert [line.split()[0] for line in str(found[0]).splitlines()] == ["name", "'first'"]
+    assert str(find_ode_layers(nn.Linear(5, 5), torch.randn(3, 5))).startswith("no module solves an ODE")
+
+
+def test_what_cannot_be_looked_at():
+    with pytest.raises(CalibrationError, match=r"arguments of one call.*got none"):
+        find_ode_layers(dense())
+    with pytest.raises(CalibrationError, match=r"failed on .* \(\(3, 4\) of"):
+        find_ode_layers(dense(), torch.randn(3, 4))
+
+
+def test_settings_of_an_ode_layer_inside_a_module_of_ones_own():
+    """The layer is the ODELayer, not the module around it."""
+    whole = chain(block=Parts(lambda self, x: self.ode(x).sin(), ode=ODELayer(Field(), method="euler"))).double()
+    (found,) = find_ode_layers(whole, torch.randn(3, 10, dtype=torch.float64))
+    assert (found.name, found.kind, found.output) == ("block.ode", "ODELayer", "final")
+
+
+# -- sequences --------------------------------------------------------------------------------------------------------
+
+
+def test_jumps_between_solves_pool_their_snapshots():
+    entry = FOREIGN["ODE-RNN"]
+    batches = entry.batches()
+    snapshots = collect_snapshots(entry.network(), "block", batches)
+    assert snapshots.nfe == tuple(2 * batch[2].shape[0] for batch in batches), "midpoint, one step to each observation"
+    assert snapshots.t_range[0] < min(float(times.min()) for _, _, times in batches), "beyond the first observation"
+    assert len(set(snapshots.t)) == sum(snapshots.nfe)
+
+
+def test_times_are_those_of_each_call():
+    entry = FOREIGN["latent ODE"]
+    small, network = reduced(entry, entry.network(), state_dim=9, points="full"), entry.network()
+    x = entry.batch(5)[0]
+    for times in (torch.linspace(0.1, 1, 9), torch.tensor([0.1, 0.2]), torch.tensor([0.1, -0.4, -0.5])):
+        value, expected = small(x, times.double()), network(x, times.double())
+        assert value.shape == expected.shape == (5, len(times), 3)
+        assert (value - expected).norm() < 0.2 * expected.norm()
+
+
+def test_samples_and_trajectories_are_both_batch():
+    entry = FOREIGN["latent ODE"]
+    network = entry.network()
+    snapshots = collect_snapshots(network, "block", [entry.batch(6)])
+    assert snapshots.state_shape == (10,)
+    small = reduced(entry, network)
+    assert small.block.form.batch_dims == 2
+    states = small.block(torch.randn(2, 7, 10, dtype=torch.float64), torch.tensor([0.1, 0.3], dtype=torch.float64))
+    assert states.shape == (2, 7, 2, 10)
+
+
+@pytest.mark.parametrize(
+    ("func", "shape", "batch_dims"),
+    [
+        (nn.Conv1d(3, 3, 3, padding=1), (3, 6), 1),
+        (nn.Conv1d(6, 6, 1), (6, 6), 1),
+        (nn.Linear(6, 6), (3, 6), 2),
+        (nn.Sequential(nn.Flatten(), nn.Linear(18, 18), nn.Unflatten(1, (3, 6))), (3, 6), 1),
+        (Parts(lambda self, y: y + self.position, position=nn.Parameter(torch.randn(3, 6))), (3, 6), 1),
+    ],
+)
+def test_other_states_of_three_dimensions(func, shape, batch_dims):
+    whole = Parts(lambda self, y, t: odeint(self.func, y, t, method="midpoint"), func=OfState(func)).double()
+    for batch in (1, 6):
+        y = torch.randn(batch, *shape, dtype=torch.float64)
+        other, name = with_ode_layer(whole, "", Calibration([(y, T)]))
+        assert name == "layer" and other.form.batch_dims == batch_dims
+        assert torch.equal(other(y, T), whole(y, T))
+
+
+class OfState(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, t, y):
+        return torch.tanh(self.inner(y))
+
+
+@pytest.mark.gpu
+@entries
+def test_network_on_a_gpu(entry):
+    network = entry.network().cuda()
+    batches = [tuple(a.cuda() for a in entry.batch(12, seed)) for seed in range(4)]
+    small = reduce_network(network, entry.layer, batches, **entry.sizes, input_attribute=entry.input_attribute)
+    (found,) = find_ode_layers(network, *batches[0])
+    assert found.name == entry.layer
+    expected = reduced(entry, entry.network())(*entry.batch(12, 7))
+    value = small(*(a.cuda() for a in entry.batch(12, 7)))
+    torch.testing.assert_close(value.cpu(), expected, rtol=1e-5, atol=1e-5)
