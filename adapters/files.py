@@ -21,7 +21,7 @@ from torchmor.adapters.atomic import atomic_path
 from torchmor.adapters.chain_module import ChainModule
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.solve_request import SolveSettings
-from torchmor.adapters.solved_block import CallForm, SolvedBlock, hollow
+from torchmor.adapters.solved_block import CallForm, SolvedBlock, source_of
 from torchmor.engine.errors import FileFormatError, UnknownLayerError
 from torchmor.engine.explanation import Explanation
 from torchmor.engine.expressions import Expression
@@ -245,9 +245,8 @@ def build_layer(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) ->
 def _block(layer: ReducedODELayer, form: dict[str, Any], name: str, network: nn.Module) -> SolvedBlock:
     """Return the block around a layer, in the place of the network's module of this name."""
     form = CallForm(**{key: _tupled(value) for key, value in form.items()})
-    modules = dict(network.named_modules())
-    source = hollow(modules[name]) if form.input_attribute is not None and name in modules else None
-    return SolvedBlock(layer, form, source)
+    module = dict(network.named_modules(remove_duplicate=False)).get(name)
+    return SolvedBlock(layer, form, None if module is None else source_of(module, form))
 
 
 def _tupled(value: Any) -> Any:

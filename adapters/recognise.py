@@ -18,7 +18,7 @@ from torchmor.adapters.pymor_models import full_order_model
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.solve_calls import ModuleCall, SolveCall, now, watched
 from torchmor.adapters.solve_request import ADAPTIVE_METHODS
-from torchmor.adapters.solved_block import SolvedBlock
+from torchmor.adapters.solved_block import CallForm
 from torchmor.adapters.stand_in import copied, first_parts, solved_block
 from torchmor.adapters.steps import solver_name
 from torchmor.engine.errors import CalibrationError, TorchmorError
@@ -167,13 +167,12 @@ def _found(network: nn.Module, name: str, calls: list[ModuleCall], evaluations: 
     batch_dims = 1
     try:
         if isinstance(module, ODELayer):
-            kind, func, layer, stand_in = "ODELayer", module.func, module, module
+            kind, func, layer, output = "ODELayer", module.func, module, module.output
+            _trace(layer, module, call)
         else:
-            stand_in = solved_block(name, calls)
-            layer = stand_in.layer if isinstance(stand_in, SolvedBlock) else stand_in
-        batch_dims = stand_in.form.batch_dims if isinstance(stand_in, SolvedBlock) else 1
-        output = _output_words(stand_in)
-        _trace(layer, stand_in, call)
+            block = solved_block(name, calls)
+            layer, batch_dims, output = block.layer, block.form.batch_dims, _output_words(block.form)
+            _trace(layer, block, call)
     except TorchmorError as error:
         obstacle = str(error)
     y0 = solve.y0 if isinstance(solve.y0, Tensor) else solve.y0[0]
@@ -190,7 +189,7 @@ def _found(network: nn.Module, name: str, calls: list[ModuleCall], evaluations: 
     )
 
 
-def _trace(layer: ODELayer, stand_in: nn.Module, call: ModuleCall) -> None:
+def _trace(layer: ODELayer, module: nn.Module, call: ModuleCall) -> None:
     """Trace the ODE function at the first states that the solver takes."""
     seen: list[tuple[Tensor, Tensor | None]] = []
 
@@ -199,7 +198,7 @@ def _trace(layer: ODELayer, stand_in: nn.Module, call: ModuleCall) -> None:
             seen.append((y[:4].clone(), None if u is None else u[:4].clone()))
 
     with torch.no_grad(), layer.observe(observe):
-        stand_in(*call.args, **call.kwargs)
+        module(*call.args, **call.kwargs)
     full_order_model(layer, *seen[0])
 
 
@@ -220,13 +219,10 @@ def _solver_words(module: nn.Module, solve: SolveCall, layer: ODELayer | None) -
     return f"{words}, adjoint" if solve.adjoint else words
 
 
-def _output_words(stand_in: nn.Module) -> str:
-    if not isinstance(stand_in, SolvedBlock):
-        return stand_in.output
-    form = stand_in.form
+def _output_words(form: CallForm) -> str:
     if form.times_kept is None:
         words = f"trajectory from state {form.times_skipped}" if form.times_skipped else "trajectory"
     else:
-        words = "final" if form.times_kept == -1 else f"states {form.times_kept}".replace(",)", ")")
+        words = "final" if form.times_kept == -1 else f"states {form.times_kept}"
     words += "" if form.axes is None else f", axes {form.axes}"
     return f"(times, {words})" if form.times_returned else words

@@ -31,6 +31,8 @@ class CallForm:
         Path of the attribute that is the input, or None.
     constants
         Other arguments, with the only values that they may have.
+    attributes_used
+        Whether the network uses more of the module than its forward and the attribute of the input.
     batch_dims
         Leading dimensions of the state that are batch.
     zeros
@@ -51,6 +53,7 @@ class CallForm:
     times: tuple[str, ...] = ()
     input: str | None = None
     input_attribute: str | None = None
+    attributes_used: bool = False
     constants: tuple[tuple[str, Any], ...] = ()
     batch_dims: int = 1
     zeros: int = 0
@@ -79,15 +82,15 @@ class SolvedBlock(nn.Module):
     form
         How the module took its arguments and arranged its states.
     source
-        A copy of the module without its parameters, for the attribute that holds the input: other attributes of this
-        block are looked up there, so that the surrounding code can go on to set it.
+        A copy of the module, as of :func:`source_of`, where the form needs it: other attributes of this block are
+        looked up there, so that the surrounding code can go on to use them, and to set the input.
     """
 
     def __init__(self, layer: nn.Module, form: CallForm, source: nn.Module | None = None):
         super().__init__()
         self.form = form
         self.layer = layer
-        self.__dict__["source"] = source  # no submodule: it has nothing of its own to save or to train
+        self.source = source
 
     def forward(self, *args, **kwargs):
         """Return what the module returned.
@@ -151,14 +154,14 @@ class SolvedBlock(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            source = self.__dict__.get("source")
+            source = self._modules.get("source") if "_modules" in self.__dict__ else None
             if source is None or name.startswith("_"):
                 raise
             return getattr(source, name)
 
     def __setattr__(self, name, value):
-        form, source = self.__dict__.get("form"), self.__dict__.get("source")
-        if form is not None and source is not None and form.input_attribute == name:
+        source = self._modules.get("source") if "_modules" in self.__dict__ else None
+        if source is not None and hasattr(source, name) and name not in ("form", "layer", "source", "training"):
             setattr(source, name, value)
         else:
             super().__setattr__(name, value)
@@ -199,9 +202,16 @@ class AttributeFunction(nn.Module):
         return self.func(y) if self.arguments == 1 else self.func(t, y)
 
 
-def hollow(module: nn.Module) -> nn.Module:
-    """Return a copy of a module without its parameters, whose attributes and setters work."""
-    return copy.deepcopy(module, {id(parameter): None for parameter in module.parameters()})
+def source_of(module: nn.Module, form: CallForm) -> nn.Module | None:
+    """Return a copy of a module, whose attributes and setters work, where a form needs them.
+
+    It has no parameters unless the network uses more than the input.
+    """
+    if form.attributes_used:
+        return copy.deepcopy(module)
+    if form.input_attribute is not None:
+        return copy.deepcopy(module, {id(parameter): None for parameter in module.parameters()})
+    return None
 
 
 def same(a: Any, b: Any) -> bool:

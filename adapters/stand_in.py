@@ -12,18 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters import torchdyn_layers
 from torchmor.adapters.calibration import Batch, call_network, evaluation
 from torchmor.adapters.call_forms import ADVICE, call_form
 from torchmor.adapters.ode_layer import ODELayer, call_convention, find_layer
 from torchmor.adapters.solve_calls import ModuleCall, SolveCall, watched
-from torchmor.adapters.solved_block import AttributeFunction, SolvedBlock, hollow
+from torchmor.adapters.solved_block import AttributeFunction, SolvedBlock, source_of
 from torchmor.engine.errors import InputError, TorchmorError, UnknownLayerError, UnsupportedOperationError
 
 #: A stand-in gives the module's values to so many units of rounding, or of tolerance where the solver is another.
 ALLOWED = 1e3
 ALLOWED_TOLERANCES = 10.0
+
+#: What the rest of the network can make of that, relative to its output: so many √eps, or so much with tolerances.
+ALLOWED_ROOTS, ALLOWED_OUTPUT = 10.0, 0.05
 
 _HIDDEN = (
     "the ODE function, or what is done with its states, depends on something else than the time, the state and the "
@@ -78,8 +82,7 @@ def with_ode_layer(
     with evaluation(scratch):
         attribute = None if input_attribute is None else (name, input_attribute)
         with watched(scratch, input_attribute=attribute) as calls:
-            for part in first_parts(first):
-                call_network(scratch, part)
+            output, *_ = [call_network(scratch, part) for part in first_parts(first)]
         own = [call for call in calls if call.name == name]
         if not own:
             elsewhere = dict.fromkeys(call.name for call in calls if not isinstance(call.module, ODELayer))
@@ -89,12 +92,18 @@ def with_ode_layer(
                     f"the modules that solve one are {', '.join(map(repr, elsewhere))}"
                 )
             find_layer(network, name)  # says which ODELayers there are
-        stand_in = solved_block(name, own, input_attribute)
-    if isinstance(stand_in, SolvedBlock) and stand_in.source is not None:
-        stand_in.__dict__["source"] = hollow(copied(module))  # that of the calibration run keeps its inputs
-    replaced = copied(network, {id(module): stand_in.train(module.training)})
-    _check_run(copied(replaced), first, name)
-    return replaced, name if isinstance(stand_in, ODELayer) else f"{name}.layer".removeprefix(".")
+        block = solved_block(name, own, input_attribute)
+    alone = block.form.plain and all(len(call.args) == 1 and not call.kwargs for call in own)
+    for attributes_used in (False, True):
+        stand_in = block.layer if alone and not attributes_used else _with_source(block, module, attributes_used)
+        replaced = copied(network, {id(module): stand_in.train(module.training)})
+        try:
+            _check_run(copied(replaced), first, output, name, own[0].solves[0].exact)
+            break
+        except AttributeError:  # the network uses more of the module than its forward: keep a copy of it
+            if attributes_used:
+                raise
+    return replaced, name if stand_in is block.layer else f"{name}.layer".removeprefix(".")
 
 
 def first_parts(batch: Batch) -> list[Batch]:
@@ -103,8 +112,8 @@ def first_parts(batch: Batch) -> list[Batch]:
     return [batch, batch.select(half)] if batch.size > 1 else [batch]
 
 
-def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | None = None) -> nn.Module:
-    """Return an ODELayer that does what a module did in some calls, or a SolvedBlock around one.
+def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | None = None) -> SolvedBlock:
+    """Return a block around an ODELayer that does what a module did in some calls.
 
     Parameters
     ----------
@@ -125,10 +134,8 @@ def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | 
     first, solve = calls[0], calls[0].solves[0]
     func = solve.func
     form = call_form(name, calls, input_attribute)
-    source = None
     if input_attribute is not None:
         func = _attribute_function(first.module, func, input_attribute, solve.input)
-        source = hollow(first.module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a probe: the function may broadcast, and say so
         batch_dims = 2 if form.input is None and input_attribute is None and _acts_on_rows(func, solve) else 1
@@ -143,10 +150,15 @@ def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | 
         adjoint=solve.adjoint and isinstance(func, nn.Module),
         output="final" if form.times_kept == -1 else "trajectory",
     )
-    alone = form.plain and all(len(call.args) == 1 and not call.kwargs for call in calls)
-    stand_in = layer if alone else SolvedBlock(layer, form, source)
-    _verify(name, stand_in, calls)
-    return stand_in
+    block = SolvedBlock(layer, form, source_of(first.module, form))
+    _verify(name, block, calls)
+    return block
+
+
+def _with_source(block: SolvedBlock, module: nn.Module, attributes_used: bool) -> SolvedBlock:
+    """Return a block with what its form needs of the module, as it was before the calibration run."""
+    form = replace(block.form, attributes_used=attributes_used)
+    return SolvedBlock(block.layer, form, source_of(copied(module), form))
 
 
 def _check(name: str, call: ModuleCall) -> None:
@@ -215,16 +227,16 @@ def _attribute_function(module: nn.Module, func: Callable, path: str, value: Any
 # -- what must be the same ------------------------------------------------------------------------------------------
 
 
-def _verify(name: str, stand_in: nn.Module, calls: Sequence[ModuleCall]) -> None:
-    """Check that the stand-in gives what the module gave."""
-    with evaluation(stand_in):
+def _verify(name: str, block: SolvedBlock, calls: Sequence[ModuleCall]) -> None:
+    """Check that the block gives what the module gave."""
+    with evaluation(block):
         for call in calls:
-            if isinstance(stand_in, SolvedBlock) and stand_in.form.input_attribute is not None:
-                parent, _, attribute = stand_in.form.input_attribute.rpartition(".")
-                owner = attrgetter(parent)(stand_in.source) if parent else stand_in.source
+            if block.form.input_attribute is not None:
+                parent, _, attribute = block.form.input_attribute.rpartition(".")
+                owner = attrgetter(parent)(block.source) if parent else block.source
                 setattr(owner, attribute, call.solves[0].input)
             try:
-                output = stand_in(*call.args, **call.kwargs)
+                output = block(*call.args, **call.kwargs)
             except TorchmorError:
                 raise
             except Exception as error:  # the function may fail in any way where it reads what is not there
@@ -255,16 +267,20 @@ def _equal(name: str, output: Tensor, expected: Tensor, solve: SolveCall) -> Non
         )
 
 
-def _check_run(replaced: nn.Module, batch: Batch, name: str) -> None:
-    """Check that the network runs with a stand-in."""
-    try:
-        with evaluation(replaced):
-            call_network(replaced, batch)
-    except AttributeError as error:
-        raise UnsupportedOperationError(
-            f"the network uses an attribute of {name!r} that an ODELayer in its place does not have ({error}): pass "
-            "what it needs as an argument, or name the input of the ODE function with input_attribute"
-        ) from error
+def _check_run(replaced: nn.Module, batch: Batch, output: Any, name: str, exact: bool) -> None:
+    """Check that the network with a stand-in gives what the network gave; random numbers are the same in both."""
+    with evaluation(replaced):
+        found = call_network(replaced, batch)
+    for value, expected in zip(tree_leaves(found), tree_leaves(output), strict=True):
+        if isinstance(expected, Tensor) and expected.is_floating_point() and expected.isfinite().all():
+            error = float((value - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny))
+            allowed = ALLOWED_ROOTS * torch.finfo(expected.dtype).eps ** 0.5 if exact else ALLOWED_OUTPUT
+            if not error <= allowed:
+                raise UnsupportedOperationError(
+                    f"the network's output differs by {100 * error:.2g} % with an ODELayer in the place of {name!r}, "
+                    "which itself returns the same: the network reads an attribute that the module sets in its "
+                    f"forward; return it instead, or {ADVICE}"
+                )
 
 
 def copied(network: nn.Module, placed: dict[int, Any] | None = None) -> nn.Module:

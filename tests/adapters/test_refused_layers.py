@@ -137,12 +137,15 @@ def test_name_of_another_module():
         reduce_network(whole, "body.blok", X, **SIZES)
 
 
-def test_attribute_that_the_network_uses():
-    parts = {"block": network(lambda self, x: euler(self.func, x)).block}
-    whole = Parts(lambda self, x: self.block(x) * self.block.scale, **parts)
-    whole.block.scale = 2.0
-    with pytest.raises(UnsupportedOperationError, match=r"uses an attribute of 'block'.*no attribute 'scale'"):
-        reduce_network(whole.double(), "block", X, **SIZES)
+def test_attribute_that_the_module_sets_in_its_forward():
+    def block(self, x):
+        self.last = euler(self.func, x)
+        return self.last
+
+    whole = chain(block=Parts(lambda self, x: self.inner(x) + self.inner.last, inner=Parts(block, func=Field(8))))
+    whole.block.inner.last = torch.zeros(8)
+    with pytest.raises(UnsupportedOperationError, match=r"output differs by .* attribute that the module sets"):
+        reduce_network(whole.double(), "block.inner", X, **SIZES)
 
 
 def test_reduced_already():
