@@ -112,6 +112,42 @@ def test_what_a_module_does_around_its_solve(case):
         collect_snapshots(whole, "block", X)
 
 
+def test_neural_cde():
+    torchcde = pytest.importorskip("torchcde", reason="needs torchcde, it is not installed")
+
+    class Matrix(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8 * 3)
+
+        def forward(self, t, z):
+            return torch.tanh(self.linear(z)).view(-1, 8, 3)
+
+    def forward(self, coefficients):
+        path = torchcde.CubicSpline(coefficients)
+        z0 = self.initial(path.evaluate(path.interval[0]))
+        return self.head(torchcde.cdeint(X=path, func=self.func, z0=z0, t=path.interval, method="midpoint")[:, -1])
+
+    whole = Parts(forward, initial=nn.Linear(3, 8), func=Matrix(), head=nn.Linear(8, 2)).double()
+    data = torchcde.natural_cubic_coeffs(torch.randn(16, 5, 3, dtype=torch.float64))
+    with pytest.raises(UnsupportedOperationError, match=r"that of torchcde in the network itself.*u = dX/dt.*ODELayer"):
+        reduce_network(whole, "", data, **SIZES)
+
+    class AsAdvised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.initial, self.head = whole.initial, whole.head
+            self.ode = ODELayer(
+                lambda t, y, u: (whole.func(t, y) @ u[..., None])[..., 0], (0.0, 4.0), method="midpoint"
+            )
+
+        def forward(self, coefficients):
+            path = torchcde.CubicSpline(coefficients)
+            return self.head(self.ode(self.initial(path.evaluate(path.interval[0])), path.derivative))
+
+    assert torch.equal(AsAdvised()(data), whole(data)), "the advice does the same"
+
+
 def test_value_of_an_earlier_call():
     with pytest.raises(UnsupportedOperationError, match=r"fails when it is repeated|differs by up to"):
         reduce_network(chain(block=Noisy()).double(), "block", X, **SIZES)
