@@ -159,11 +159,17 @@ def _output_form(name: str, form: CallForm, call: ModuleCall) -> CallForm:
                 form, output = replace(form, times_returned=sign), output[1]
                 break
     if isinstance(output, Tensor):
-        for arrangement in _arrangements(output, solve.states):
-            return replace(form, **arrangement)
+        size = solve.states.shape[2] if solve.states.ndim > 2 else 0
+        lengths = sorted({length for length in output.shape if length < size}, reverse=True)
+        entries = [None, *((0, length) for length in lengths), *((size - length, length) for length in lengths)]
+        for chosen in entries:
+            states = solve.states if chosen is None else solve.states.narrow(2, *chosen)
+            for arrangement in _arrangements(output, states):
+                return replace(form, entries=chosen, **arrangement)
     got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
     raise UnsupportedOperationError(
-        f"expected a module that returns the states at some of its times, with its axes in any order, got {name!r}, "
+        "expected a module that returns its states, or their first or last entries, at some of its times, with the "
+        f"axes in any order, got {name!r}, "
         f"which returns {got} computed from the states {tuple(solve.states.shape)}: move what it does with the states "
         f"into a module after it, or {ADVICE}"
     )

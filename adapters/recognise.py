@@ -224,5 +224,6 @@ def _output_words(form: CallForm) -> str:
         words = f"trajectory from state {form.times_skipped}" if form.times_skipped else "trajectory"
     else:
         words = "final" if form.times_kept == -1 else f"states {form.times_kept}"
+    words += "" if form.entries is None else f", entries {form.entries[0]} to {sum(form.entries) - 1}"
     words += "" if form.axes is None else f", axes {form.axes}"
     return f"(times, {words})" if form.times_returned else words

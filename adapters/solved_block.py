@@ -37,6 +37,8 @@ class CallForm:
         Leading dimensions of the state that are batch.
     zeros
         Zeros that are appended to the state along dimension 1.
+    entries
+        Which entries of the state along dimension 1 it returns: the first, and how many; None for all.
     times_kept
         Which of the states at the times it returns: an index, a tuple of indices, or None for all.
     times_skipped
@@ -57,6 +59,7 @@ class CallForm:
     constants: tuple[tuple[str, Any], ...] = ()
     batch_dims: int = 1
     zeros: int = 0
+    entries: tuple[int, int] | None = None
     times_kept: int | tuple[int, ...] | None = None
     times_skipped: int = 0
     axes: tuple[int, ...] | None = None
@@ -114,6 +117,8 @@ class SolvedBlock(nn.Module):
             kept = slice(form.times_skipped, None) if form.times_kept is None else form.times_kept
             states = states.unflatten(1, y0.shape[: form.batch_dims])
             states = states[list(kept) if isinstance(kept, tuple) else kept]
+        if form.entries is not None:
+            states = states.narrow(1 + states.ndim - y0.ndim, *form.entries)  # a time axis may come first
         states = states if form.axes is None else states.permute(form.axes)
         if not form.times_returned:
             return states

@@ -187,8 +187,8 @@ def _check(name: str, call: ModuleCall) -> None:
     if type(solve.func).__module__.partition(".")[0] == "torchcde":
         raise UnsupportedOperationError(
             f"expected an ODE function f(t, y), got that of torchcde in {where}, which reads the path X of its call: "
-            "write the neural CDE as f(t, y, u) with u = dX/dt, for F(y) u return (F(y) @ u[..., None])[..., 0], and call "
-            "ODELayer(f, t, …)(y0, X.derivative) instead of cdeint; reduce that layer"
+            "write the neural CDE as f(t, y, u) with u = dX/dt, for F(y) u return (F(y) @ u[..., None])[..., 0], and "
+            "call ODELayer(f, t, …)(y0, X.derivative) instead of cdeint; reduce that layer"
         )
     if solve.y0.ndim < 2:
         raise UnsupportedOperationError(

@@ -124,6 +124,22 @@ class AugmentedBlock(nn.Module):
         return out[1] if eval_times is None else out
 
 
+class SecondOrder(nn.Module):
+    """Position and velocity, which starts at rest; returns the positions."""
+
+    def __init__(self, d):
+        super().__init__()
+        self.force = Field(d)
+
+    def acceleration(self, t, state):
+        position, velocity = state.chunk(2, 1)
+        return torch.cat([velocity, self.force(t, position) - 0.1 * velocity], 1)
+
+    def forward(self, x, t):
+        rest = torch.cat([x, torch.zeros_like(x)], 1)
+        return odeint(self.acceleration, rest, t, method="rk4")[:, :, : x.shape[1]].transpose(0, 1)
+
+
 class Trajectory(nn.Module):
     """Solves at given times, and returns all states, some, or in another order of axes."""
 
@@ -287,6 +303,19 @@ FOREIGN = {
         10,
         reduced="block.layer",
         output="states (0, 2)",
+    ),
+    "second order": Entry(
+        lambda: Parts(
+            lambda self, x, t: self.head(self.block(self.stem(x), t)),
+            stem=nn.Linear(5, 6),
+            block=SecondOrder(6),
+            head=nn.Linear(6, 3),
+        ),
+        times(0, 1),
+        12,
+        reduced="block.layer",
+        output="trajectory, entries 0 to 5, axes (1, 0, 2)",
+        sizes={"state_dim": 8, "points": 9},
     ),
     "latent ODE": Entry(LatentODE, times(0.1, 1), 10, reduced="block.layer", output="trajectory, axes (1, 2, 0, 3)"),
     "ODE-RNN": Entry(ODERNN, observations, 10, reduced="block.layer"),
