@@ -166,7 +166,8 @@ class SolvedBlock(nn.Module):
 
     def __setattr__(self, name, value):
         source = self._modules.get("source") if "_modules" in self.__dict__ else None
-        if source is not None and hasattr(source, name) and name not in ("form", "layer", "source", "training"):
+        own = name.startswith("_") or name in ("form", "layer", "source", "training")
+        if source is not None and not own and hasattr(source, name):
             setattr(source, name, value)
         else:
             super().__setattr__(name, value)

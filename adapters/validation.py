@@ -160,13 +160,15 @@ class LabelledBatches:
 
 
 def _samples_first(outputs: list[Any]) -> Tensor:
+    """Join the outputs of batches along the samples; sequences of several lengths become one vector of all entries."""
     if not all(isinstance(output, Tensor) for output in outputs):
         kinds = sorted({type(output).__name__ for output in outputs})
         raise UnsupportedOperationError(
             f"expected a network whose output is one Tensor, to compare by, got {', '.join(kinds)}: give state_dim and "
             "points, or wrap the network in a module that returns the part that counts"
         )
-    return torch.cat(outputs)
+    alike = len({output.shape[1:] for output in outputs}) == 1
+    return torch.cat(outputs if alike else [output.flatten() for output in outputs])
 
 
 def _unstable() -> NonFiniteError:

@@ -11,9 +11,18 @@ from torch import nn
 from torchdiffeq import odeint
 from torchdiffeq import odeint_adjoint as adjoint_alias
 
-from foreign_networks import FOREIGN, Field
+from foreign_networks import FOREIGN, Field, Trajectory
 from networks import Parts, chain, dense
-from torchmor.adapters import ODELayer, ReducedODELayer, collect_snapshots, find_ode_layers, load, reduce_network, save
+from torchmor.adapters import (
+    ODELayer,
+    ReducedODELayer,
+    collect_snapshots,
+    find_ode_layers,
+    load,
+    reduce_network,
+    save,
+    size_search,
+)
 from torchmor.adapters.calibration import Calibration
 from torchmor.adapters.stand_in import with_ode_layer
 from torchmor.engine.errors import CalibrationError, NotReducedWarning
@@ -343,6 +352,18 @@ def test_times_are_those_of_each_call():
         value, expected = small(x, times.double()), network(x, times.double())
         assert value.shape == expected.shape == (5, len(times), 3)
         assert (value - expected).norm() < 0.2 * expected.norm()
+
+
+def test_sizes_are_searched_on_sequences_of_several_lengths(monkeypatch):
+    monkeypatch.setattr(size_search, "STATE_DIMS", (4,))
+    monkeypatch.setattr(size_search, "POINTS_PER_STATE_DIM", (2,))
+    parts = {"stem": nn.Linear(5, 60), "block": Trajectory(Field(60, 80), method="dopri5"), "head": nn.Linear(60, 3)}
+    network = Parts(lambda self, x, t: self.head(self.block(self.stem(x), t)), **parts).double()
+    batches = [(torch.randn(40, 5).double(), torch.linspace(0, 1, 3 + i).double()) for i in range(4)]
+    small = reduce_network(network, "block", batches, max_loss=0.1)
+    explanation = small.block.explain()
+    assert explanation.chosen.loss <= 0.1 and explanation.chosen in explanation.curve
+    assert (small(*batches[0]) - network(*batches[0])).norm() < 0.15 * network(*batches[0]).norm()
 
 
 def test_samples_and_trajectories_are_both_batch():

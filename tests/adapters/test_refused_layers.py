@@ -65,7 +65,7 @@ AROUND = {
     ),
     "decoder inside": (
         lambda self, x: odeint(self.func, x, T, method="euler")[-1].sin(),
-        r"returns its states, .* at some of its times.*which returns shape \(20, 8\) computed from the states \(2, 20, 8\): move",
+        r"returns its states, .* at some of its times.*returns shape \(20, 8\) computed from the states \(2, 20, 8\): ",
     ),
     "other output": (
         lambda self, x: {"y": euler(self.func, x)}["y"].sum(1, keepdim=True).expand(-1, 8),
