@@ -175,6 +175,8 @@ def _found(network: nn.Module, name: str, calls: list[ModuleCall], evaluations: 
             _trace(layer, block, call)
     except TorchmorError as error:
         obstacle = str(error)
+    except Exception as error:  # of the user's code, at an example of another size: it must not hide the other layers
+        obstacle = f"its ODE function fails on part of the example ({type(error).__name__}: {error})"
     y0 = solve.y0 if isinstance(solve.y0, Tensor) else solve.y0[0]
     return FoundLayer(
         name,

@@ -12,7 +12,7 @@ from torchdiffeq import odeint
 from torchdiffeq import odeint_adjoint as adjoint_alias
 
 from foreign_networks import FOREIGN, Field, Trajectory
-from networks import Parts, chain, dense
+from networks import NETWORKS, Parts, chain, dense
 from torchmor.adapters import (
     ODELayer,
     ReducedODELayer,
@@ -316,6 +316,26 @@ def test_table():
     assert lines[4].startswith("'third': expected a module whose argument is the initial state")
     assert [line.split()[0] for line in str(found[0]).splitlines()] == ["name", "'first'"]
     assert str(find_ode_layers(nn.Linear(5, 5), torch.randn(3, 5))).startswith("no module solves an ODE")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_ode_layers_are_found(name):
+    entry = NETWORKS[name]
+    (found,) = find_ode_layers(entry.network(), *entry.batch(6))
+    layer = entry.network().get_submodule(entry.layer)
+    assert (found.name, found.kind, found.output) == (entry.layer, "ODELayer", layer.output) and found.reducible
+    assert found.evaluations == collect_snapshots(entry.network(), entry.layer, entry.batch(6)).nfe[0]
+
+
+def test_function_that_fails_does_not_hide_the_others():
+    class Baked(Field):
+        def forward(self, t, y):
+            return super().forward(t, y) + torch.zeros(len(y) if len(y) in (3, 6) else 7, 1, dtype=y.dtype)
+
+    whole = chain(a=block(by_global)[1], b=ODELayer(Baked(), method="euler")).double()
+    found = find_ode_layers(whole, torch.randn(6, 10, dtype=torch.float64))
+    assert [one.name for one in found if one.reducible] == ["a"]
+    assert "its ODE function fails on part of the example (RuntimeError" in found[1].obstacle
 
 
 def test_what_cannot_be_looked_at():
