@@ -108,15 +108,17 @@ class SolvedBlock(nn.Module):
         self._check(given, len(args))
         y0 = given[form.state]
         if form.zeros:
-            y0 = torch.cat([y0, y0.new_zeros(len(y0), form.zeros, *y0.shape[2:])], 1)
+            y0 = torch.cat([y0, y0.new_zeros(y0.shape[0], form.zeros, *y0.shape[2:])], 1)
         t = _joined([given[name] for name in form.times])
-        states = self.layer(y0.flatten(0, form.batch_dims - 1), self._input(given), t)
-        if form.times_kept == -1:
-            states = states.unflatten(0, y0.shape[: form.batch_dims])
-        else:
-            kept = slice(form.times_skipped, None) if form.times_kept is None else form.times_kept
-            states = states.unflatten(1, y0.shape[: form.batch_dims])
-            states = states[list(kept) if isinstance(kept, tuple) else kept]
+        several = form.batch_dims > 1
+        states = self.layer(y0.flatten(0, 1) if several else y0, self._input(given), t)
+        if several:
+            times = () if form.times_kept == -1 else (states.shape[0],)
+            states = states.reshape(*times, *y0.shape)
+        if form.times_kept is None:
+            states = states[form.times_skipped :]
+        elif form.times_kept != -1:
+            states = states[list(form.times_kept) if isinstance(form.times_kept, tuple) else form.times_kept]
         if form.entries is not None:
             states = states.narrow(1 + states.ndim - y0.ndim, *form.entries)  # a time axis may come first
         states = states if form.axes is None else states.permute(form.axes)

@@ -291,6 +291,17 @@ def test_attributes_that_the_network_uses_stay(tmp_path):
     assert torch.equal(small.block.source.scale, torch.tensor(0.0))
 
 
+def test_block_is_exported_with_a_dynamic_batch():
+    entry = FOREIGN["augmented"]
+    small = reduced(entry, entry.network())
+    small.block.layer.method = "midpoint"
+    x = torch.randn(4, 7, dtype=torch.float64)
+    program = torch.export.export(small.block, (x,), dynamic_shapes=(({0: torch.export.Dim("batch", min=2)},),))
+    for size in (2, 9):
+        x = torch.randn(size, 7, dtype=torch.float64)
+        torch.testing.assert_close(program.module()(x), small.block(x), rtol=0, atol=1e-14)
+
+
 # -- what is found ----------------------------------------------------------------------------------------------------
 
 
