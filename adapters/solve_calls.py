@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from torchmor.adapters import torchdyn_layers
 
@@ -109,7 +110,8 @@ def watched(
     network
         The network; it runs in this thread.
     names
-        Only look at these modules.
+        Only look at these modules, and keep no copies of their arguments and outputs: what follows may change these in
+        place, but copies take time, where it is measured.
     input_attribute
         Name of a module, and path of its attribute whose value is kept with each solve.
     """
@@ -117,9 +119,12 @@ def watched(
     running: list[ModuleCall] = []
     thread, solving = threading.get_ident(), False
 
+    def kept(values):
+        return tree_map_only(Tensor, lambda value: value.detach().clone(), values) if names is None else values
+
     def entered(name, module, args, kwargs):
         if threading.get_ident() == thread and not solving:
-            running.append(ModuleCall(name, module, args, kwargs, started=now()))
+            running.append(ModuleCall(name, module, kept(args), kept(kwargs), started=now()))
             if torchdyn_layers.is_neural_ode(module):
                 running[-1].evaluations = torchdyn_layers.evaluations(module)
 
@@ -127,12 +132,12 @@ def watched(
         if threading.get_ident() != thread or solving or not running or running[-1].module is not module:
             return
         call = running.pop()
-        call.output = output
         if torchdyn_layers.is_neural_ode(module) and output is not None:
             done = torchdyn_layers.evaluations(module) - call.evaluations
             solved = torchdyn_layers.solve(module, call.args, call.kwargs, output)
             call.solves = [SolveCall(**solved, evaluations=done, seconds=now() - call.started)]
         if call.solves:
+            call.output = kept(output)
             found.append(call)
 
     def solve(solver, original, args, kwargs):

@@ -79,11 +79,13 @@ def with_ode_layer(
         return network, name
     first = next(iter(batches))
     scratch = copied(network).eval()  # and stays so: an ODE function may hold its modules where `eval` does not reach
+    target = dict(scratch.named_modules(remove_duplicate=False))[name]
+    first_name = next(key for key, one in scratch.named_modules() if one is target)  # a shared module has several
     with evaluation(scratch):
-        attribute = None if input_attribute is None else (name, input_attribute)
+        attribute = None if input_attribute is None else (first_name, input_attribute)
         with watched(scratch, input_attribute=attribute) as calls:
             output, *_ = [call_network(scratch, part) for part in first_parts(first)]
-        own = [call for call in calls if call.name == name]
+        own = [call for call in calls if call.module is target]
         if not own:
             elsewhere = dict.fromkeys(call.name for call in calls if not isinstance(call.module, ODELayer))
             if elsewhere:

@@ -25,7 +25,7 @@ from torchmor.adapters import (
 )
 from torchmor.adapters.calibration import Calibration
 from torchmor.adapters.stand_in import with_ode_layer
-from torchmor.engine.errors import CalibrationError, NotReducedWarning
+from torchmor.engine.errors import CalibrationError, NotReducedWarning, UnsupportedOperationError
 
 SIZES = {"state_dim": 4, "points": 6}
 T = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -289,6 +289,36 @@ def test_attributes_that_the_network_uses_stay(tmp_path):
     assert torch.equal(load(tmp_path / "small.safetensors", network=make())(x), small(x)), "the state is the saved one"
     small.block.scale = torch.tensor(0.0)
     assert torch.equal(small.block.source.scale, torch.tensor(0.0))
+
+
+def test_code_that_works_in_place():
+    """What comes after the block changes its argument and its output."""
+
+    def forward(self, x):
+        y = self.stem(x)
+        z = self.block(y)
+        y.mul_(0.5)
+        return self.head(torch.relu_(z)) + y.sum(1, keepdim=True)
+
+    parts = {"stem": nn.Linear(5, 10), "block": Parts(by_global, func=Field()), "head": nn.Linear(10, 3)}
+    network, x = Parts(forward, **parts).double(), torch.randn(20, 5, dtype=torch.float64)
+    with torch.no_grad():
+        other, _ = with_ode_layer(network, "block", Calibration(x))
+        assert torch.equal(other(x), network(x))
+        assert find_ode_layers(network, x)[0].reducible
+        network.block.run = lambda self, y: by_global(self, y.mul_(2.0))
+        with pytest.raises(UnsupportedOperationError, match=r"got 'block', which computes its state"):
+            with_ode_layer(network, "block", Calibration(x))
+
+
+def test_shared_module_is_replaced_in_all_its_places():
+    parts = {"stem": nn.Linear(5, 10), "block": Parts(by_module, func=Field()), "head": nn.Linear(10, 3)}
+    network = Parts(lambda self, x: self.head(self.again(torch.sin(self.block(self.stem(x))))), **parts).double()
+    network.again, x = network.block, torch.randn(20, 5, dtype=torch.float64)
+    for name in ("block", "again"):
+        small = reduce_network(network, name, x, **SIZES)
+        assert small.block is small.again and isinstance(small.block, ReducedODELayer)
+        assert small.again.explain().evaluations == 8, "of both calls"
 
 
 def test_block_is_exported_with_a_dynamic_batch():
