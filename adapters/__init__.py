@@ -14,6 +14,7 @@ _MODULES = {
     "distill": "distillation",
     "export_operators": "export",
     "find_ode_layers": "recognise",
+    "fold": "deployment",
     "full_order_model": "pymor_models",
     "load": "files",
     "reduce_network": "reduce",

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta, set_stack_trace
 from torch.overrides import TorchFunctionMode
@@ -58,6 +59,7 @@ def capture(f, t, y, u) -> torch.fx.GraphModule:
     except Exception as error:  # f itself has just run
         raise _untraceable(error) from error
     graph.graph.eliminate_dead_code()
+    graph.graph = fx_graph_cse(graph.graph)  # what is written twice becomes one stage
     return graph
 
 

@@ -6,8 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchmor.adapters.torch_functions import TORCH_FUNCTIONS
+from torchmor.adapters.constants import Constants
+from torchmor.adapters.inputs import instants
+from torchmor.adapters.torch_functions import TORCH_FUNCTIONS, exact_functions
 from torchmor.engine.expressions import Expression
+
+#: Terms ``values[source] @ matrix`` of an affine map, as pairs (source, matrix).
+Products = list[tuple[str, Tensor]]
+
+#: For each map of a chain its shift, and the products that remain.
+Known = list[tuple[Tensor, Products]]
 
 
 class AffineModule(nn.Module):
@@ -29,11 +37,37 @@ class AffineModule(nn.Module):
 
     def forward(self, values: Mapping[str, Tensor]) -> Tensor:
         """Evaluate at values[s] of shape (batch, size of s); returns (batch, size)."""
-        if len(self.sources) == 1:
-            return F.linear(values[next(iter(self.sources))], self.weight, self.bias)
-        if not self.sources:
-            return self.bias.expand(values["y"].shape[0], -1)
-        return F.linear(torch.cat([values[s] for s in self.sources], dim=-1), self.weight, self.bias)
+        shift, products = self.split({})
+        return _sum(shift, products, values) if products else shift.expand(values["y"].shape[0], -1)
+
+    def split(self, known: Mapping[str, Tensor]) -> tuple[Tensor, Products]:
+        """Return the map as ``shift + Σ values[s] @ matrix_s`` over the sources s whose values are not known yet.
+
+        Parameters
+        ----------
+        known
+            Values (…, size of s) of some sources.
+
+        Returns
+        -------
+        The shift: the bias (size,), or (…, size) with the terms of known sources; and pairs (source, matrix) with views
+        (size of s, size) of the weight, without sources of size 0.
+        """
+        shift, products, start = self.bias, [], 0
+        for source, size in self.sources.items():
+            columns = self.weight if len(self.sources) == 1 else self.weight[:, start : start + size]
+            start += size
+            if size == 0:
+                continue
+            if source not in known:
+                products.append((source, columns.t()))
+            elif size == 1:  # the time, mostly
+                shift = torch.addcmul(shift, known[source], columns[:, 0])
+            elif shift is self.bias:
+                shift = F.linear(known[source], columns, shift)
+            else:
+                shift = shift + F.linear(known[source], columns)
+        return shift, products
 
     def extra_repr(self) -> str:
         return f"{' + '.join(f'{s}({n})' for s, n in self.sources.items()) or 'constant'} -> {self.weight.shape[0]}"
@@ -74,28 +108,82 @@ class ChainModule(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.output = output
 
-    @property
-    def reads_input(self) -> bool:
-        """Whether f depends on the input u."""
-        return any("u" in m.sources for m in (*self.stages, self.output))
+        #: Whether f depends on the input u, and explicitly on the time t.
+        self.reads_input, self.reads_time = (any(s in sources for sources, _ in maps) for s in ("u", "t"))
 
-    @property
-    def reads_time(self) -> bool:
-        """Whether f depends explicitly on the time t."""
-        return any("t" in m.sources for m in (*self.stages, self.output))
+    def forward(
+        self, y: Tensor, u: Tensor | None = None, t: Tensor | float = 0.0, *, known: Known | None = None
+    ) -> Tensor:
+        """Evaluate f.
 
-    def forward(self, y: Tensor, u: Tensor | None = None, t: Tensor | float = 0.0) -> Tensor:
-        """Evaluate f at states y (batch, n), inputs u (batch, p) and time t (a number or 0-dim tensor)."""
-        values = {"y": y}
-        if u is not None:
-            values["u"] = u
+        Parameters
+        ----------
+        y
+            States (batch, n).
+        u
+            Inputs (batch, p).
+        t
+            Time, a number or 0-dim tensor.
+        known
+            An entry of what :meth:`along` returns, instead of u and t.
+
+        Returns
+        -------
+        Tensor (batch, n).
+        """
+        if known is None:
+            given = {} if u is None else {"u": u}
+            if self.reads_time:
+                time = t.to(y.dtype) if isinstance(t, Tensor) else torch.full((), t, dtype=y.dtype, device=y.device)
+                given["t"] = time.reshape(1, 1)
+            known = self._split(given)
+        values, (*stages, output) = {"y": y}, known
+        for number, (shift, products) in enumerate(stages, start=1):
+            if products:
+                values[f"g{number}"] = self._stage(number, _sum(shift, products, values))
+        shift, products = output
+        return _sum(shift, products, values) if products else shift.expand(y.shape[0], -1)
+
+    def along(self, times: Sequence[float], u: Tensor | None, like: Tensor) -> list[Known]:
+        """Compute what does not depend on the state, for several evaluations at once.
+
+        Law: ``module(y, known=module.along(times, u, y)[i]) == module(y, u[i], times[i])``, for the parameters as they
+        are now.
+
+        Parameters
+        ----------
+        times
+            Times of k evaluations.
+        u
+            Inputs (k, batch, p), or None.
+        like
+            Tensor of the dtype and device of the states.
+        """
+        given = {} if u is None else {"u": u}
         if self.reads_time:
-            time = t.to(y.dtype) if isinstance(t, Tensor) else torch.full((), t, dtype=y.dtype, device=y.device)
-            values["t"] = time.expand(y.shape[0], 1)
-        for number, (expression, argument) in enumerate(zip(self.expressions, self.stages, strict=True), start=1):
-            arguments = argument(values).chunk(expression.arity, dim=-1)
-            values[f"g{number}"] = expression.evaluate(TORCH_FUNCTIONS, arguments)
-        return self.output(values)
+            given["t"] = instants(times, like)[:, None, None]
+        known = self._split(given)
+        if not given:
+            return [known] * len(times)
+        columns = [shift.unbind() if shift.ndim == 3 else [shift] * len(times) for shift, _ in known]
+        products = [products for _, products in known]
+        return [list(zip(shifts, products, strict=True)) for shifts in zip(*columns, strict=True)]
+
+    def _split(self, given: dict[str, Tensor]) -> Known:
+        """Split all maps; stages that depend on what is given alone become given."""
+        known = []
+        for number, argument in enumerate(self.stages, start=1):
+            shift, products = argument.split(given)
+            if not products:
+                given[f"g{number}"] = self._stage(number, shift)
+            known.append((shift, products))
+        return [*known, self.output.split(given)]
+
+    def _stage(self, number: int, argument: Tensor) -> Tensor:
+        expression = self.expressions[number - 1]
+        arguments = (argument,) if expression.arity == 1 else argument.chunk(expression.arity, dim=-1)
+        functions = exact_functions(Constants(argument)) if torch.compiler.is_exporting() else TORCH_FUNCTIONS
+        return expression.evaluate(functions, arguments)
 
     def extra_repr(self) -> str:
         lines = [f"y({self.state_size})" + (f", u({self.input_size})" if self.input_size else "")]
@@ -103,3 +191,10 @@ class ChainModule(nn.Module):
             names = [f"a{i}" for i in range(1, expression.arity + 1)]
             lines.append(f"g{number} = {expression.text(names)}")
         return "\n".join(lines)
+
+
+def _sum(shift: Tensor, products: Products, values: Mapping[str, Tensor]) -> Tensor:
+    """Return ``shift + Σ values[source] @ matrix``."""
+    for source, matrix in products:
+        shift = torch.addmm(shift, values[source], matrix)
+    return shift

@@ -1,5 +1,8 @@
 """A deterministic cost of running a layer: operations and bytes, not seconds."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,9 +17,15 @@ def run_cost(layer: nn.Module, *arguments: Tensor | None) -> float:
 
     Law: it depends on the layer and the arguments alone, not on the machine.
     """
+    operations, written, _ = count(layer, *arguments)
+    return (operations + OPERATIONS_PER_BYTE * written) / len(arguments[0])
+
+
+def count(function: Callable, *arguments: Any, **keywords: Any) -> tuple[int, int, Any]:
+    """Call a function; return multiply–adds, bytes written, and its value."""
     with torch.no_grad(), _BytesWritten() as written, FlopCounterMode(display=False) as counter:
-        layer(*arguments)
-    return (counter.get_total_flops() / 2 + OPERATIONS_PER_BYTE * written.bytes) / len(arguments[0])
+        value = function(*arguments, **keywords)
+    return counter.get_total_flops() // 2, written.bytes, value
 
 
 class _BytesWritten(TorchDispatchMode):

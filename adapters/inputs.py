@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from torchmor.adapters.constants import remembered
 from torchmor.engine.errors import DeviceError, DtypeError, InputError
 
 INTERPOLATIONS = ("linear", "previous")
@@ -22,6 +24,11 @@ def round_to(x: float, dtype: torch.dtype) -> float:
     digits = 1 - round(math.log2(torch.finfo(dtype).eps))
     fraction, exponent = math.frexp(x)
     return math.ldexp(round(math.ldexp(fraction, digits)), exponent - digits)
+
+
+def instants(times: Sequence[float], like: Tensor) -> Tensor:
+    """Return times as a tensor (len(times),) of the dtype and device of `like`."""
+    return torch.tensor(times, dtype=torch.float64).to(like.dtype).to(like.device)
 
 
 class CallableSignal:
@@ -42,7 +49,11 @@ class CallableSignal:
     def __init__(self, u: Callable[[Tensor], Tensor], batch: int):
         self.u, self.batch = u, batch
 
-    def __call__(self, t: Tensor, time: float | None = None) -> Tensor:
+    def along(self, times: Sequence[float], like: Tensor) -> Tensor:
+        """Return u at several times, (len(times), batch, p); u is called with each, of the kind of `like`."""
+        return torch.stack([self(t) for t in instants(times, like).unbind()])
+
+    def __call__(self, t: Tensor) -> Tensor:
         """Return u(t) of shape (batch, p)."""
         value = self.u(t)
         if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[0] != self.batch:
@@ -83,8 +94,7 @@ class SampledSignal:
         self.samples, self.interpolation = samples, interpolation
         # decreasing times become increasing ones by a change of sign
         self._sign = 1.0 if times[-1] >= times[0] else -1.0
-        self._knots = [round_to(self._sign * time, samples.dtype) for time in times]
-        self._knot_tensor = torch.tensor(self._knots, dtype=samples.dtype, device=samples.device)
+        self._knots = _knots(tuple(times), samples.dtype)
         if len(set(self._knots)) < len(self._knots):
             raise InputError(
                 f"expected input times that differ in the state's dtype, got {len(self._knots)} times of "
@@ -93,27 +103,38 @@ class SampledSignal:
         #: Times at which the signal (or its derivative, for "linear") jumps.
         self.kinks = tuple(times[1:] if interpolation == "previous" or len(times) == 1 else times)
 
-    def __call__(self, t: Tensor, time: float | None = None) -> Tensor:
-        """Return u(t) of shape (batch, p).
+    def along(self, times: Sequence[float], like: Tensor | None = None) -> Tensor:
+        """Return u at several times, (len(times), batch, p), by one operation for all.
 
-        `time` is the value of t where the caller knows it: then only the operations on samples remain.
+        Law: equals ``torch.stack([signal(t) for t in times])`` with the times in the dtype of the samples.
         """
+        rows, weights = _places(tuple(times), self._sign, self._knots, self.interpolation, self.samples.dtype)
+        samples = self.samples.transpose(0, 1)  # (times of the samples, batch, p)
+        first, last = rows[0], rows[-1]
+        if rows == tuple(range(first, last + 1)):
+            left = samples[first : last + 1]
+        else:
+            left = samples.index_select(0, torch.tensor(rows, device=samples.device))
+        if not any(weights):
+            return left
+        # where the weight is 0, the next sample does not matter, and may not exist
+        following = [row + 1 if weight else row for row, weight in zip(rows, weights, strict=True)]
+        right = samples.index_select(0, torch.tensor(following, device=samples.device))
+        return torch.lerp(left, right, instants(weights, samples)[:, None, None])
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """Return u(t) of shape (batch, p)."""
         if len(self._knots) == 1:
             return self.samples[:, 0]
-        if time is None:
-            if t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
-                return self._at_tensor(t)
-            time = t.item()  # on the CPU a look at t is cheaper than the operations it saves
-        return self._at_float(self._sign * time)
+        if t.device.type != "cpu" or t.requires_grad or torch.compiler.is_compiling():
+            return self._at_tensor(t)
+        # on the CPU a look at t is cheaper than the operations it saves
+        left, weight = _place(self._sign * t.item(), self._knots, self.interpolation)
+        return torch.lerp(self.samples[:, left], self.samples[:, left + 1], weight) if weight else self.samples[:, left]
 
-    def _at_float(self, s: float) -> Tensor:
-        knots, samples = self._knots, self.samples
-        right = _bisect_right(knots, s)
-        if right == 0 or right == len(knots) or self.interpolation == "previous":
-            return samples[:, max(right - 1, 0)]
-        left = right - 1
-        weight = (s - knots[left]) / (knots[right] - knots[left])
-        return torch.lerp(samples[:, left], samples[:, right], weight) if weight else samples[:, left]
+    @cached_property
+    def _knot_tensor(self) -> Tensor:
+        return instants(self._knots, self.samples)
 
     def _at_tensor(self, t: Tensor) -> Tensor:
         s, knots = self._sign * t, self._knot_tensor.to(t.dtype)
@@ -133,7 +154,30 @@ class SampledSignal:
         return (self.samples,)
 
 
-def _bisect_right(knots: list[float], s: float) -> int:
+@remembered
+def _knots(times: tuple[float, ...], dtype: torch.dtype) -> tuple[float, ...]:
+    """The times of samples, increasing and rounded to `dtype`."""
+    sign = 1.0 if times[-1] >= times[0] else -1.0
+    return tuple([round_to(sign * time, dtype) for time in times])
+
+
+@remembered
+def _places(times: tuple[float, ...], sign: float, knots: tuple[float, ...], interpolation: str, dtype: torch.dtype):
+    """Rows and weights of :func:`_place` at several times."""
+    places = [_place(round_to(sign * time, dtype), knots, interpolation) for time in times]
+    return tuple([row for row, _ in places]), tuple([weight for _, weight in places])
+
+
+def _place(s: float, knots: tuple[float, ...], interpolation: str) -> tuple[int, float]:
+    """Return the sample before s, and the weight of the next one."""
+    right = _bisect_right(knots, s)
+    left = max(right - 1, 0)
+    if right == 0 or right == len(knots) or interpolation == "previous":
+        return left, 0.0
+    return left, (s - knots[left]) / (knots[right] - knots[left])
+
+
+def _bisect_right(knots: tuple[float, ...], s: float) -> int:
     """Return i with knots[i - 1] <= s < knots[i]; the bisect module cannot be compiled."""
     low, high = 0, len(knots)
     while low < high:

@@ -23,11 +23,11 @@ from torchmor.adapters.metrics import Metric, check_metric
 from torchmor.adapters.ode_layer import ODELayer
 from torchmor.adapters.pymor_models import full_order_model
 from torchmor.adapters.reduced_layer import ReducedODELayer
-from torchmor.adapters.size_search import Candidate, choices, choose
+from torchmor.adapters.size_search import Candidate, choices, choose, solvers
 from torchmor.adapters.snapshots import Snapshots, collect_snapshots
 from torchmor.adapters.solved_block import SolvedBlock
 from torchmor.adapters.stand_in import with_ode_layer
-from torchmor.adapters.steps import COARSE, Steps, set_solver, solved_by, solver_name
+from torchmor.adapters.steps import COARSE, FixedSteps, Steps, fixed_steps, set_solver, solved_by, solver_name
 from torchmor.adapters.validation import HELD_OUT_SAMPLES, LabelledBatches, Validation
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import (
@@ -91,6 +91,7 @@ class NetworkReductor:
                 'expected validation batches (inputs, labels) for metric="accuracy", got none: pass '
                 'validation=(inputs, labels), or use metric="agreement", which needs no labels'
             )
+        self._full_trials: dict[Steps | None, Candidate] = {}
         self._held_out = Validation(self._copy, name, _Unlabelled(held_out), HELD_OUT_SAMPLES)
         if validation is None:
             self._validation = self._held_out
@@ -113,20 +114,35 @@ class NetworkReductor:
         energy_rtol: float | None = None,
         max_loss: float | None = 0.005,
         speedup: float | None = None,
+        solver: FixedSteps | Sequence | None = None,
     ) -> nn.Module:
-        """Return a copy of the network with the layer reduced, as :func:`~torchmor.adapters.reduce_network` does."""
+        """Return a copy of the network with the layer reduced, as :func:`~torchmor.adapters.reduce_network` does.
+
+        Parameters
+        ----------
+        solver
+            Fixed steps of the reduced layer: None for the full layer's solver, or what the search finds; a method's
+            name, for steps from output time to output time, or for 1, 2 and 4 steps where sizes are searched; a pair
+            (method, number of steps) or :class:`~torchmor.adapters.steps.Steps`.
+
+        All other parameters are those of :func:`~torchmor.adapters.reduce_network`.
+        """
+        solver = fixed_steps(solver)
         state_dim, points, modes = check_request(state_dim, points, modes, basis, selection, fit, energy_rtol)
         method = {"basis": basis, "selection": selection, "fit": fit}
         sizes = {"state_dim": state_dim, "points": points, "modes": modes, "energy_rtol": energy_rtol, **method}
         missing = None in (state_dim, *(points if isinstance(points, list) else [points]))
         if energy_rtol is None and missing:
-            return self._searched(sizes, max_loss, speedup, method)
+            return self._searched(sizes, max_loss, speedup, method, solver)
         small, reduction = self._reduced(sizes)
+        if solver is not None:
+            set_solver(small.get_submodule(self.name), solver)
         return self._finished(small, reduction, method)
 
-    def _searched(self, sizes: dict[str, Any], max_loss, speedup, method) -> nn.Module:
+    def _searched(self, sizes: dict[str, Any], max_loss, speedup, method, solver) -> nn.Module:
         """Return the cheapest copy within a loss, or the best of those that are so much cheaper."""
-        full = self._full_trials
+        tried = solvers(solver)
+        full = [self._full_trial(steps) for steps in dict.fromkeys((None, *COARSE, *tried))]
         affordable = float("inf") if speedup is None else full[0].trial.cost / speedup
         trials: list[Candidate] = []
         for state_dim, points, least_cost in choices(sizes["state_dim"], sizes["points"], self._offline[3].chain):
@@ -136,9 +152,9 @@ class NetworkReductor:
                 small, _ = self._reduced({**sizes, "state_dim": state_dim, "points": points})
             except SizeError:  # more than the calibration data spans
                 continue
-            for steps in (None, *COARSE):
+            for steps in tried:
                 trials.append(self._trial(small, steps, state_dim, points))
-                if speedup is None and trials[-1].trial.loss <= max_loss:
+                if speedup is None and (max_loss is None or trials[-1].trial.loss <= max_loss):
                     affordable = min(affordable, trials[-1].trial.cost)
         chosen = choose(trials, full, max_loss, speedup, self.metric)
         small, reduction = self._reduced({**sizes, "state_dim": chosen.state_dim, "points": chosen.points})
@@ -147,9 +163,10 @@ class NetworkReductor:
         curve = tuple(candidate.trial for candidate in (*full, *trials))
         return self._finished(small, reduction, method, curve, chosen.trial)
 
-    @cached_property
-    def _full_trials(self) -> list[Candidate]:
-        return [self._trial(self._copy, steps, None, None) for steps in (None, *COARSE)]
+    def _full_trial(self, steps: Steps | None) -> Candidate:
+        if steps not in self._full_trials:
+            self._full_trials[steps] = self._trial(self._copy, steps, None, None)
+        return self._full_trials[steps]
 
     def _trial(self, network: nn.Module, steps: Steps | None, state_dim, points) -> Candidate:
         network = solved_by(network, self.name, steps)

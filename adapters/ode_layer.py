@@ -34,7 +34,7 @@ class ODELayer(SolvingLayer):
         Strictly increasing or decreasing times, at least two; the first is that of y0.
     method
         A method of torchdiffeq. "scipy_solver" runs outside autograd: it has gradients with ``adjoint=True``
-        only.
+        only. Also "rk4_classic", "bosh3_fixed" and "dopri5_fixed", with fixed steps, which torchmor solves itself.
     rtol, atol
         Tolerances of adaptive methods.
     options

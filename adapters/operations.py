@@ -3,6 +3,8 @@
 Names are those of aten operations without their overload. Whatever is in none of these tables is refused by name.
 """
 
+from math import prod
+
 import torch
 
 _aten = torch.ops.aten
@@ -96,8 +98,16 @@ AFFINE: dict[str, tuple[tuple[int, ...], ...]] = {
     "channel_shuffle": _ALONE,
 }
 
+#: Affine operations that only move entries: of a componentwise function they are that function of moved arguments.
+REARRANGEMENTS = frozenset(
+    "reshape permute transpose t squeeze unsqueeze slice select split split_with_sizes unbind flip roll".split()
+)
+
 #: Sums, differences and products; what they are depends on their arguments (see tracing.py).
 ARITHMETIC = frozenset("add sub rsub mul div neg".split())
+
+#: Products of matrices: affine with a constant factor (see `AFFINE`), else sums of products.
+MATRIX_PRODUCTS = frozenset("mm bmm mv addmm addmv baddbmm".split())
 
 #: Componentwise operations: name → primitive of `torchmor.engine.expressions`. Parameters keep their names.
 COMPONENTWISE: dict[str, str] = {
@@ -132,8 +142,70 @@ def _clamped(x, least=None, most=None):
     return x if most is None else torch.minimum(x, most)
 
 
-#: Operations that are first written in terms of others.
+def _normalised(x, average, weight, bias, eps):
+    """Return ``weight (x − μ) / σ + bias`` with the statistics that `average` takes, in a shape like that of x.
+
+    For an affine x that is three stages: the squares of ``x − μ``; σ, of one component for each group; and, with any
+    componentwise function that follows, the quotient of ``weight (x − μ) + σ bias`` and σ, both of which are affine in
+    x and σ.
+    """
+    centred = x - average(x, lambda mean: mean)
+    # a variance is never negative, but a fit of one may be
+    deviation = average(centred * centred, lambda variance: torch.sqrt(torch.relu(variance) + eps))
+    scaled = centred if weight is None else centred * weight
+    return (scaled if bias is None else scaled + deviation * bias) / deviation
+
+
+def _group_normalised(x, weight, bias, batch, channels, entries, groups, eps):
+    def average(value, then):
+        means = then(value.reshape(batch, groups, -1).mean(2))
+        return means.unsqueeze(2).expand(batch, groups, channels // groups).reshape(batch, channels, *ones)
+
+    ones = (1,) * (x.dim() - 2)
+    weight, bias = (None if p is None else p.reshape(1, channels, *ones) for p in (weight, bias))
+    statistics = x.new_zeros(batch, groups)  # read by gradients only
+    return _normalised(x, average, weight, bias, eps), statistics, statistics
+
+
+def _layer_normalised(x, shape, weight, bias, eps):
+    def average(value, then):
+        return then(value.mean(dims, keepdim=True)).expand_as(x)
+
+    dims = tuple(range(-len(shape), 0))
+    statistics = x.new_zeros(*x.shape[: -len(shape)], *(1,) * len(shape))
+    return _normalised(x, average, weight, bias, eps), statistics, statistics
+
+
+def _instance_normalised(x, weight, bias, mean, variance, training, momentum, eps):
+    """Of one sample, instance normalisation; batch normalisation too, which comparing with a batch finds out."""
+    if not training:
+        return NotImplemented  # affine
+    channels = x.shape[1]
+    normalised, _, _ = _group_normalised(x, weight, bias, x.shape[0], channels, None, channels, eps)
+    return normalised, x.new_zeros(channels), x.new_zeros(channels)
+
+
+def _norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
+    if ord != 2:
+        return NotImplemented
+    return torch.sqrt((x * x).sum(tuple(range(x.dim())) if dim is None else dim, keepdim))
+
+
+def _variance(x, dim=None, *, correction=None, keepdim=False):
+    dim = tuple(range(x.dim())) if dim is None else tuple(dim)
+    centred = x - x.mean(dim, keepdim=True)
+    count = prod(x.shape[d] for d in dim) - (1 if correction is None else correction)
+    return (centred * centred).sum(dim, keepdim) / count
+
+
+#: Operations that are first written in terms of others; NotImplemented leaves them as they are.
 REWRITTEN = {
+    _aten.native_group_norm.default: _group_normalised,
+    _aten.native_layer_norm.default: _layer_normalised,
+    _aten.native_batch_norm.default: _instance_normalised,
+    _aten.linalg_vector_norm.default: _norm,
+    _aten.var.correction: _variance,
+    _aten.std.correction: lambda *args, **kwargs: torch.sqrt(_variance(*args, **kwargs)),
     _aten.glu.default: _gated,
     _aten.clamp.Tensor: _clamped,
     _aten.addcmul.default: lambda x, a, b, *, value=1: x + value * (a * b),
@@ -144,16 +216,36 @@ REWRITTEN = {
     _aten.masked_fill.Tensor: lambda x, mask, value: torch.where(mask, value, x),
 }
 
+_MAXIMUM = "it takes a maximum over several components"
+_ORDER = "it chooses components by their values"
+_COUPLES = "couples all components"
+
 #: Why the operations that people try are refused, and what to do instead.
 REFUSED: dict[str, str] = {
-    "native_group_norm": "group normalisation divides by statistics of the state",
-    "native_layer_norm": "layer normalisation divides by statistics of the state",
-    "_softmax": "softmax couples all components",
-    "_log_softmax": "log-softmax couples all components",
+    "_softmax": f"softmax {_COUPLES}; of few, write exp(x) / exp(x).sum(-1, keepdim=True), or use sigmoid gates",
+    "_log_softmax": f"log-softmax {_COUPLES}; of few, write x - exp(x).sum(-1, keepdim=True).log()",
     "copy_": "it changes the state, which is the function's argument, in place; use inplace=False, or a copy",
-    "max_pool2d_with_indices": "maximum pooling takes a maximum over several components; use average pooling",
-    "_scaled_dot_product_flash_attention_for_cpu": "attention couples all components",
+    "max_pool2d_with_indices": f"{_MAXIMUM}; use average pooling, or convolutions with a stride",
+    "max_pool3d_with_indices": f"{_MAXIMUM}; use average pooling, or convolutions with a stride",
+    "_adaptive_max_pool2d": f"{_MAXIMUM}; use adaptive average pooling",
+    "adaptive_max_pool2d": f"{_MAXIMUM}; use adaptive average pooling",
+    "amax": f"{_MAXIMUM}; use a mean, or logsumexp written out",
+    "amin": "it takes a minimum over several components; use a mean, or logsumexp written out",
+    "max": f"{_MAXIMUM}; use a mean, or logsumexp written out; torch.maximum of two tensors is componentwise",
+    "min": "it takes a minimum over several components; torch.minimum of two tensors is componentwise",
+    "sort": f"{_ORDER}; leave the order as it is",
+    "topk": f"{_ORDER}; weigh all of them instead",
+    "argmax": f"{_ORDER}; weigh all of them instead",
+    "nonzero": f"{_ORDER}; use torch.where(condition, value, 0), which is componentwise",
+    "cumprod": "it multiplies many components with each other; write exp(log(x).cumsum(-1)) for positive ones",
+    "prod": "it multiplies many components with each other; write the products out",
+    "_scaled_dot_product_flash_attention_for_cpu": f"attention {_COUPLES}: keep it outside of the ODE function",
+    "_native_multi_head_attention": f"attention {_COUPLES}: keep it outside of the ODE function",
 }
+
+
+def _short(operation) -> str:
+    return operation.name().removeprefix("aten::").split(".")[0]
 
 
 def support_table() -> str:
@@ -165,6 +257,8 @@ def support_table() -> str:
         ("componentwise", "evaluated at the points only", sorted(COMPONENTWISE)),
         ("sums", "affine, so kept exactly", ["add", "rsub", "sub"]),
         ("products", "affine with a constant, else componentwise in both factors", ["div", "mul"]),
+        ("products of matrices", "affine with a constant, else sums of products", sorted(MATRIX_PRODUCTS)),
+        ("composite", "written in terms of the others", sorted({_short(operation) for operation in REWRITTEN})),
         ("refused", "an error with the reason", sorted(REFUSED)),
     )
     lines = ["| kind | what becomes of it | operations of torch (aten names) |", "| --- | --- | --- |"]

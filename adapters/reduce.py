@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torchmor.adapters.metrics import Metric
 from torchmor.adapters.network_reductor import NetworkReductor
+from torchmor.adapters.steps import FixedSteps
 from torchmor.engine.sizes import Size
 
 
@@ -29,6 +30,7 @@ def reduce_network(
     metric: Metric = "relative",
     objective: Callable[[Any], Tensor] | None = None,
     validation: Any = None,
+    solver: FixedSteps | Sequence | None = None,
     batch_to_inputs: Callable[[Any], Any] | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -48,8 +50,8 @@ def reduce_network(
     rival in that search.
 
     Weights, snapshots and gradients are float64 on the way; the reduced layer has the dtype, device and tolerances of
-    the layer that it replaces, and its solver unless the search found coarse steps to be enough, in all places where
-    the network holds it, but not its hooks.
+    the layer that it replaces, and its solver unless `solver` says otherwise or the search found coarse steps to be
+    enough, in all places where the network holds it, but not its hooks.
 
     Parameters
     ----------
@@ -95,6 +97,13 @@ def reduce_network(
     validation
         Data to choose by: in the form of `calibration`, or for "accuracy" batches (inputs, labels), Tensors too; the
         held-out samples by default.
+    solver
+        Steps of the reduced layer, whatever solver the full layer has; errors are measured with them. None keeps the
+        full layer's solver, or takes what the search finds. The name of a method with fixed steps ("euler", "midpoint",
+        "heun2", "heun3", "rk4", "rk4_classic", "bosh3_fixed", "dopri5_fixed") stands for one step from each output time
+        of the layer to the next, and where sizes are searched for 1, 2 and 4 equal steps, of which the search chooses.
+        A pair (method, number of steps), or ``torchmor.adapters.steps.Steps``, is that number of equal steps over the
+        layer's whole time.
     batch_to_inputs
         Maps a batch to the arguments of the network, ``lambda b: b[0]`` for labelled loaders.
     batch_size
@@ -123,6 +132,8 @@ def reduce_network(
         The calibration data is unusable.
     SizeError
         Sizes are impossible.
+    ValueError
+        Another argument is none of the possible ones; the message lists them.
     NothingToReduceError
         The search found nothing good enough, or coarse steps of the full layer are better; the message says what.
     UnsupportedOperationError
@@ -166,4 +177,5 @@ def reduce_network(
         energy_rtol=energy_rtol,
         max_loss=max_loss,
         speedup=speedup,
+        solver=solver,
     )

@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ class ReducedODELayer(SolvingLayer):
             self._check(y0)
         request = request._replace(settings=self.solver_settings())
         try:
-            z = request.solve(self._reduced_f, self.encode(y0.flatten(1)), self.ode.parameters())
+            z = request.solve(self._reduced_f, self.encode(y0.flatten(1)), self.ode.parameters(), self._slopes)
         except RuntimeError as error:
             explained = explain_mismatch(error, self, (y0,), "the state y0")
             if explained is error:
@@ -167,12 +168,20 @@ class ReducedODELayer(SolvingLayer):
             raise ValueError(f'expected on_outside to be None, "warn" or a function, got {self.on_outside!r}')
 
     def _reduced_f(self, t: Tensor, z: Tensor, u: Tensor | None) -> Tensor:
+        self._check_channels(u)
+        return self.ode(z, u, t)
+
+    def _slopes(self, times: Sequence[float], u: Tensor | None, z0: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """f_r at several times, with inputs u (len(times), batch, p), as functions of z."""
+        self._check_channels(u)
+        return [partial(self.ode, known=known) for known in self.ode.along(times, u, z0)]
+
+    def _check_channels(self, u: Tensor | None) -> None:
         if u is not None and u.shape[-1] != self.ode.input_size:
             raise InputError(
                 f"expected an input of {self.ode.input_size} channels, for which the layer was reduced, got u(t) of "
-                f"shape {tuple(u.shape)}: give the input that the calibration data had"
+                f"shape {tuple(u.shape[-2:])}: give the input that the calibration data had"
             )
-        return self.ode(z, u, t)
 
     def solver_settings(self) -> SolveSettings:
         """Return the settings of the reduced solve.

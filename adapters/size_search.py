@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchmor.adapters.steps import Steps
+from torchmor.adapters.steps import COARSE, FixedSteps, Steps
 from torchmor.engine.errors import NothingToReduceError
 from torchmor.engine.explanation import Trial
 from torchmor.engine.sizes import stage_sizes
@@ -13,9 +13,15 @@ from torchmor.engine.stages import StageChain
 #: Reduced states that are tried.
 STATE_DIMS = (4, 8, 16, 32, 64, 128, 256, 512)
 
+#: States up to this size are also kept as they are: encoding and decoding may cost more than a smaller one saves.
+SMALL_STATE = 64
+
 #: Points that are tried for each, as multiples of the reduced state, and how many at most.
 POINTS_PER_STATE_DIM = (1, 2, 4, 8)
 MOST_POINTS = 1024
+
+#: Numbers of steps that are tried of a method.
+STEP_COUNTS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,9 @@ def choices(state_dim: Any, points: Any, chain: StageChain) -> Iterator[tuple[An
     """
     n = chain.state_size
     largest = max((stage.size for stage in chain.stages), default=1)
-    state_dims = [r for r in STATE_DIMS if r < n] or ["full"] if state_dim is None else [state_dim]
+    state_dims = [state_dim]
+    if state_dim is None:
+        state_dims = [*(r for r in STATE_DIMS if r < n), *(["full"] if n <= SMALL_STATE else [])]
     found = []
     for r in state_dims:
         size = n if r == "full" else r
@@ -58,7 +66,12 @@ def choices(state_dim: Any, points: Any, chain: StageChain) -> Iterator[tuple[An
         counts = [m for m in tried if m < largest and m <= MOST_POINTS] or ["full"]
         given = stage_sizes(points, len(chain.stages), "points")
         for m in counts if None in given else [None]:
-            filled = [m if one is None else one for one in given]
+            filled = [
+                one or ("full" if m == "full" or stage.name in chain.time_stages else min(m, stage.size))
+                for stage, one in zip(chain.stages, given, strict=True)
+            ]
+            if {r, *filled} == {"full"}:
+                continue
             evaluated = sum(
                 stage.size if one == "full" else min(one, stage.size)
                 for stage, one in zip(chain.stages, filled, strict=True)
@@ -66,6 +79,13 @@ def choices(state_dim: Any, points: Any, chain: StageChain) -> Iterator[tuple[An
             bound = (0 if r == "full" else 2 * n * r) + 2 * size * evaluated
             found.append((r, filled, float(bound)))
     return iter(sorted(found, key=lambda entry: entry[2]))
+
+
+def solvers(asked: FixedSteps | None) -> tuple[Steps | None, ...]:
+    """Return the solvers that are tried for each size: coarse steps beside the layer's own, or what was asked for."""
+    if asked is None:
+        return (None, *COARSE)
+    return tuple(Steps(asked, count) for count in STEP_COUNTS) if isinstance(asked, str) else (asked,)
 
 
 def choose(

@@ -4,7 +4,7 @@ Fixed-step solves of reduced layers need torch only; torchdiffeq is imported whe
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.inputs import INTERPOLATIONS, Signal, input_signal
-from torchmor.adapters.solvers import is_fixed_step, solve_fixed_step
+from torchmor.adapters.solvers import Slope, integrate, is_fixed_step, solve_fixed_step
 from torchmor.engine.errors import DeviceError, DtypeError, InputError, ShapeError, SolverError
-from torchmor.engine.tableaux import TABLEAUX
+from torchmor.engine.tableaux import OWN_METHODS, TABLEAUX
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED_GRID_METHODS = (*TABLEAUX, "explicit_adams", "implicit_adams", "fixed_adams")
@@ -40,7 +40,8 @@ class SolveSettings:
     t
         Strictly monotone times, at least two; kept as Python floats.
     method
-        Name of a method of torchdiffeq.
+        Name of a method of torchdiffeq, or one of ``OWN_METHODS``: fixed-step methods that torchdiffeq lacks, which
+        have the options "step_size" and "interp", and no adjoint.
     rtol, atol
         Relative and absolute tolerance of adaptive methods.
     options
@@ -86,6 +87,8 @@ class SolveSettings:
                 options[name] = check_times(sorted(options[name]), f"options[{name!r}]", 0)
         if self.method in FIXED_GRID_METHODS:
             _check_grid_options(options)
+        if self.method in OWN_METHODS:
+            _check_own(self.method, self.adjoint, options)
         plain = {"t": check_times(self.t, "t", 2), "options": options, "adjoint": bool(self.adjoint)}
         if self.input_times is not None:
             plain["input_times"] = check_times(self.input_times, "input_times")
@@ -124,7 +127,8 @@ class SolveSettings:
         InputError
             u is missing, superfluous or of the wrong form.
         ValueError
-            t is not finite, strictly monotone and of length 2 or more.
+            t is not finite, strictly monotone and of length 2 or more, or it requires a gradient that the method does
+            not have.
         """
         if not isinstance(y0, Tensor) or not y0.is_floating_point():
             got = str(y0.dtype) if isinstance(y0, Tensor) else type(y0).__name__
@@ -151,6 +155,8 @@ class SolveSettings:
             knots = times if self.input_times is None else self.input_times
             signal = input_signal(u, knots, self.interpolation, y0)
         time_tensor = t if isinstance(t, Tensor) and t.requires_grad else None
+        if time_tensor is not None and self.method in OWN_METHODS:
+            raise ValueError(f"expected times t without gradients, {_not_torchdiffeq(self.method, 't.detach()')}")
         return SolveRequest(self, times, time_tensor, signal)
 
 
@@ -166,25 +172,37 @@ class SolveRequest(NamedTuple):
         """Return the result for a state without entries, which cannot move: the empty result for batch 0."""
         return y0.clone() if self._final else y0.expand(len(self.times), *y0.shape).clone()
 
-    def solve(self, f: Callable[..., Tensor], y0: Tensor, parameters: Iterable[Tensor] = ()) -> Tensor:
+    def solve(
+        self,
+        f: Callable[..., Tensor],
+        y0: Tensor,
+        parameters: Iterable[Tensor] = (),
+        slopes: Callable[..., Sequence[Slope]] | None = None,
+    ) -> Tensor:
         """Solve y' = f(t, y, u(t)), y(t[0]) = y0.
 
         Law: equals :meth:`solve_with_torchdiffeq` to rounding. Fixed-step methods run in torch alone, unless
         their options or gradients need torchdiffeq.
 
-        Parameters and results are those of :meth:`solve_with_torchdiffeq`.
+        Parameters
+        ----------
+        slopes
+            f at several times, as functions of the state, for :func:`~torchmor.adapters.solvers.integrate`: it is
+            called as slopes(times, u, y0) with the inputs u (len(times), batch, p) at these times, or None.
+
+        All other parameters, and the result, are those of :meth:`solve_with_torchdiffeq`.
         """
-        method, options = self.settings.method, self.settings.options
-        if (
-            not is_fixed_step(method)
-            or not _OWN_OPTIONS.issuperset(options)
-            or self.settings.adjoint
-            or self.time_tensor is not None
-        ):
+        if not self._solved_here:
             return self.solve_with_torchdiffeq(f, y0, parameters)
-        signal, tableau = self.signal, TABLEAUX[method]
-        rhs = f if signal is not None else lambda t, y: f(t, y, None)
-        return solve_fixed_step(rhs, y0, self.times, tableau, **options, signal=signal, final=self._final)
+        signal, tableau, options = self.signal, TABLEAUX[self.settings.method], self.settings.options
+        if slopes is None:
+            rhs = f if signal is not None else lambda t, y: f(t, y, None)
+            return solve_fixed_step(rhs, y0, self.times, tableau, **options, signal=signal, final=self._final)
+
+        def along(times):
+            return slopes(times, None if signal is None else signal.along(times, y0), y0)
+
+        return integrate(along, y0, self.times, tableau, **options, final=self._final)
 
     def solve_with_torchdiffeq(
         self, f: Callable[..., Tensor], y0: Tensor, parameters: Iterable[Tensor] = (), callbacks: Any = None
@@ -192,7 +210,7 @@ class SolveRequest(NamedTuple):
         """Solve y' = f(t, y, u(t)), y(t[0]) = y0, by torchdiffeq.
 
         Law: equals ``torchdiffeq.odeint`` (``odeint_adjoint``) with times of dtype float64. Adaptive methods
-        are told the kinks of u as jump times.
+        are told the kinks of u as jump times. Methods that torchdiffeq lacks are solved here instead.
 
         Parameters
         ----------
@@ -215,10 +233,16 @@ class SolveRequest(NamedTuple):
             The step size underflowed, the solution is not finite, or too many steps were taken.
         InputError
             u is a callable whose gradients the adjoint method cannot see.
+        ValueError
+            There are callbacks, and the method is not of torchdiffeq.
         """
-        import torchdiffeq
-
         settings, signal = self.settings, self.signal
+        if settings.method in OWN_METHODS:
+            asked = [name for name in _CALLBACKS if hasattr(callbacks, name)]
+            if asked:
+                raise ValueError(f"expected no {asked[0]}, {_not_torchdiffeq(settings.method, 'another function')}")
+            return self.solve(f, y0)
+        import torchdiffeq
 
         def rhs(t, y):
             return f(t, y, None if signal is None else signal(t))
@@ -252,6 +276,16 @@ class SolveRequest(NamedTuple):
                 f"method"
             )
         return states[-1] if self._final else states
+
+    @property
+    def _solved_here(self) -> bool:
+        settings = self.settings
+        return (
+            is_fixed_step(settings.method)
+            and _OWN_OPTIONS.issuperset(settings.options)
+            and not settings.adjoint
+            and self.time_tensor is None
+        )
 
     @property
     def _final(self) -> bool:
@@ -397,6 +431,19 @@ def _check_grid_options(options: Mapping[str, Any]):
         raise ValueError(f"expected options['step_size'] to be a number > 0, got {step_size!r}")
     if interp not in ("linear", "cubic"):
         raise ValueError(f"expected options['interp'] to be one of linear, cubic, got {interp!r}")
+
+
+def _check_own(method: str, adjoint: bool, options: Mapping[str, Any]):
+    if adjoint:
+        raise ValueError(f"expected adjoint=False, {_not_torchdiffeq(method, 'gradients through the steps')}")
+    others = sorted(options.keys() - _OWN_OPTIONS)
+    if others:
+        raise ValueError(f"expected no options[{others[0]!r}], {_not_torchdiffeq(method, 'step_size and interp')}")
+
+
+def _not_torchdiffeq(method: str, instead: str) -> str:
+    known = ", ".join(name for name in TABLEAUX if name not in OWN_METHODS)
+    return f"because method={method!r} is not solved by torchdiffeq: use {instead}, or one of {known}"
 
 
 def _solver_error(error: AssertionError, y0: Tensor) -> Exception:

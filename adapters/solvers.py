@@ -1,18 +1,26 @@
-"""Fixed-step solves in torch alone: the same numbers as torchdiffeq's fixed-step solvers."""
+"""Fixed-step solves in torch alone: explicit Runge–Kutta methods, unrolled."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchmor.adapters.inputs import Signal, round_to
-from torchmor.engine.grids import step_grid
+from torchmor.adapters.constants import Constants, remembered
+from torchmor.adapters.inputs import Signal, instants
+from torchmor.engine.grids import plan_steps
 from torchmor.engine.tableaux import TABLEAUX, ButcherTableau
+
+#: f of the state alone, at one time.
+Slope = Callable[[Tensor], Tensor]
+
+#: What does not depend on the state is computed for at most so many evaluations at once, which bounds its memory.
+BLOCK = 64
 
 
 def is_fixed_step(method: str) -> bool:
-    """Whether `method` is one of torchdiffeq's fixed-step Runge–Kutta methods."""
+    """Whether `method` is one of the fixed-step Runge–Kutta methods that are solved here."""
     return method in TABLEAUX
 
 
@@ -47,7 +55,7 @@ def solve_fixed_step(
         Step size; None steps from output time to output time.
     interp
         Interpolation of states between steps: "linear" or "cubic" (Hermite, one evaluation of f more for
-        each).
+        each step in which there are some).
     signal
         Input signal u(t).
     final
@@ -57,66 +65,112 @@ def solve_fixed_step(
     -------
     Tensor (len(t), batch, …), or (batch, …) with `final`.
     """
-    sign = 1.0 if t[-1] > t[0] else -1.0  # backward in t is forward in s = −t
-    outputs = [sign * time for time in t]
-    grid = step_grid(outputs, step_size)
-    steps = list(pairwise(grid))
-    clock = _Clock([sign * s for s0, s1 in steps for s in tableau.times(s0, s1)], y0)
-    # end times of steps serve the cubic interpolation only
-    end_clock = None if interp == "linear" or final else _Clock([sign * s1 for _, s1 in steps], y0)
 
-    def evaluate(clock: _Clock, i: int, y: Tensor) -> Tensor:
-        instant = clock.instants[i]
-        return f(instant, y) if signal is None else f(instant, y, signal(instant, clock.times[i]))
+    def slopes(times):
+        now = instants(times, y0).unbind()
+        if signal is None:
+            return [partial(f, s) for s in now]
+        inputs = signal.along(times, y0).unbind()
+        return [lambda y, s=s, u=u: f(s, y, u) for s, u in zip(now, inputs, strict=True)]
 
-    y, states, stages = y0, [y0], len(tableau.c)
-    for i, (s0, s1) in enumerate(steps):
-        h = sign * (s1 - s0)
-        slopes: list[Tensor] = []
-        for j, row in enumerate(tableau.a):
+    return integrate(slopes, y0, t, tableau, step_size=step_size, interp=interp, final=final)
+
+
+def integrate(
+    slopes: Callable[[Sequence[float]], Sequence[Slope]],
+    y0: Tensor,
+    t: Sequence[float],
+    tableau: ButcherTableau,
+    *,
+    step_size: float | None = None,
+    interp: str = "linear",
+    final: bool = False,
+) -> Tensor:
+    """Solve y' = f(t, y) as :func:`solve_fixed_step` does, with f of many times at once.
+
+    Law: ``integrate(lambda times: [partial(f, t) for t in times], …)`` equals ``solve_fixed_step(f, …)``.
+
+    Parameters
+    ----------
+    slopes
+        Times of the next evaluations, in their order, → f at each of them, as functions of the state. What does not
+        depend on the state can be computed for all of them together.
+
+    All other parameters, and the result, are those of :func:`solve_fixed_step`.
+    """
+    plan = _plan(tuple(t), tableau, step_size, interp == "cubic" and not final)
+    blocks = (plan.times[i : i + BLOCK] for i in range(0, len(plan.times), BLOCK))
+    evaluations = (f for block in blocks for f in slopes(block))
+    constant = Constants(y0)
+    y, states = y0, [y0]
+    for step in plan.steps:
+        found: list[Tensor] = []
+        for row in step.rows:
             stage = y
-            for a, slope in zip(row, slopes, strict=True):
-                if a:
-                    stage = torch.add(stage, slope, alpha=h * a)
-            slopes.append(evaluate(clock, i * stages + j, stage))
-        y_next = y + _increment(h, tableau.b, slopes)
+            for j, weight in row:
+                stage = _plus(stage, constant(weight), found[j])
+            found.append(next(evaluations)(stage))
+        y_next = _advance(y, [(constant(weight), found[j]) for j, weight in step.weights])
         if not final:
-            while len(states) < len(outputs) and s1 >= outputs[len(states)]:
-                x = (outputs[len(states)] - s0) / (s1 - s0)
+            end_slope = next(evaluations)(y_next) if step.end_slope else None
+            for x in step.outputs:
                 if x == 0 or x == 1:
                     states.append(y_next if x else y)
-                elif interp == "linear":
-                    states.append(torch.lerp(y, y_next, x))
+                elif end_slope is None:
+                    states.append(torch.lerp(y, y_next, constant(x)))
                 else:
-                    end_slope = evaluate(end_clock, i, y_next)
-                    states.append(_hermite(x, h, y, slopes[0], y_next, end_slope))
-            if len(states) == len(outputs):
-                break
+                    weights = map(constant, _hermite(x, step.size))
+                    states.append(_advance(None, list(zip(weights, (y, found[0], y_next, end_slope), strict=True))))
         y = y_next
     return y if final else torch.stack(states)
 
 
-class _Clock:
-    """Times of evaluations: as 0-dim tensors like y0 for f, and as the same numbers on the host."""
+class _PlannedStep(NamedTuple):
+    """A step in numbers: (j, weight) are terms ``weight · k_j`` with weights that are not 0."""
 
-    def __init__(self, times: list[float], y0: Tensor):
-        self.times = [round_to(time, y0.dtype) for time in times]
-        self.instants = torch.tensor(times, dtype=torch.float64).to(y0.dtype).to(y0.device).unbind()
-
-
-def _increment(h: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    """Return h Σ b_i k_i, summed apart from the state, whose rounding errors would add up."""
-    terms = [(h * b, slope) for b, slope in zip(weights, slopes, strict=True) if b]
-    (b, slope), *rest = terms
-    total = b * slope
-    for b, slope in rest:
-        total = torch.add(total, slope, alpha=b)
-    return total
+    rows: tuple[tuple[tuple[int, float], ...], ...]  # h a_ij
+    weights: tuple[tuple[int, float], ...]  # h b_j
+    size: float
+    outputs: tuple[float, ...]
+    end_slope: bool  # whether f is evaluated at the end, for cubic interpolation
 
 
-def _hermite(x: float, h: float, y0: Tensor, f0: Tensor, y1: Tensor, f1: Tensor) -> Tensor:
-    """Return the cubic Hermite polynomial at fraction x of a step of size h."""
-    total = (1 + 2 * x) * (1 - x) ** 2 * y0
-    total = torch.add(total, f0, alpha=h * x * (1 - x) ** 2)
-    total = torch.add(total, y1, alpha=x**2 * (3 - 2 * x))
-    return torch.add(total, f1, alpha=h * x**2 * (x - 1))
+class _Plan(NamedTuple):
+    steps: tuple[_PlannedStep, ...]
+    times: tuple[float, ...]  # of all evaluations, in order
+
+
+@remembered
+def _plan(t: tuple[float, ...], tableau: ButcherTableau, step_size: float | None, cubic: bool) -> _Plan:
+    def terms(h: float, weights: Sequence[float]) -> tuple[tuple[int, float], ...]:
+        return tuple([(j, h * weight) for j, weight in enumerate(weights) if weight])
+
+    steps, times = [], []
+    for step in plan_steps(t, tableau, step_size):
+        end_slope = cubic and any(0 < x < 1 for x in step.outputs)
+        rows = tuple([terms(step.size, row) for row in tableau.a])
+        steps.append(_PlannedStep(rows, terms(step.size, tableau.b), step.size, step.outputs, end_slope))
+        times += step.times
+        times += [step.end] if end_slope else []
+    return _Plan(tuple(steps), tuple(times))
+
+
+def _plus(y: Tensor, weight: float | Tensor, k: Tensor) -> Tensor:
+    """Return y + weight k."""
+    return torch.addcmul(y, k, weight) if isinstance(weight, Tensor) else torch.add(y, k, alpha=weight)
+
+
+def _advance(y: Tensor | None, terms: list[tuple[float | Tensor, Tensor]]) -> Tensor:
+    """Return y + Σ weight k; several terms are summed apart from y, whose rounding errors would add up."""
+    (weight, k), *rest = terms
+    if y is not None and not rest:
+        return _plus(y, weight, k)
+    total = weight * k
+    for weight, k in rest:
+        total = _plus(total, weight, k)
+    return total if y is None else y + total
+
+
+def _hermite(x: float, h: float) -> tuple[float, float, float, float]:
+    """Weights of y_0, f_0, y_1 and f_1 in the cubic Hermite polynomial at fraction x of a step of size h."""
+    return (1 + 2 * x) * (1 - x) ** 2, h * x * (1 - x) ** 2, x**2 * (3 - 2 * x), h * x**2 * (x - 1)

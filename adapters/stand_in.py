@@ -19,6 +19,7 @@ from torchmor.adapters.calibration import Batch, call_network, evaluation
 from torchmor.adapters.call_forms import ADVICE, call_form
 from torchmor.adapters.ode_layer import ODELayer, call_convention, find_layer
 from torchmor.adapters.solve_calls import ModuleCall, SolveCall, watched
+from torchmor.adapters.solve_request import OWN_METHODS
 from torchmor.adapters.solved_block import AttributeFunction, SolvedBlock, source_of
 from torchmor.engine.errors import InputError, TorchmorError, UnknownLayerError, UnsupportedOperationError
 
@@ -149,7 +150,7 @@ def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | 
         rtol=solve.rtol,
         atol=solve.atol,
         options=solve.options,
-        adjoint=solve.adjoint and isinstance(func, nn.Module),
+        adjoint=solve.adjoint and isinstance(func, nn.Module) and solve.method not in OWN_METHODS,
         output="final" if form.times_kept == -1 else "trajectory",
     )
     block = SolvedBlock(layer, form, source_of(first.module, form))

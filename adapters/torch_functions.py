@@ -112,3 +112,27 @@ TORCH_FUNCTIONS: dict[str, Callable] = {
     "logical_not": torch.logical_not,
     "where": torch.where,
 }
+
+
+def exact_functions(constant: Callable[[float], float | Tensor]) -> dict[str, Callable]:
+    """Return `TORCH_FUNCTIONS` with the constants among their operands, and bounds to clamp by, as tensors.
+
+    Law: the values are the same. It serves exporters that round Python's numbers. Other parameters (slopes and the
+    like) stay numbers, as torch takes no tensors there.
+
+    Parameters
+    ----------
+    constant
+        Number → the number as a tensor.
+    """
+
+    def kept(operand):
+        return constant(operand) if isinstance(operand, float) else operand
+
+    def exact(function):
+        return lambda *operands, **parameters: function(*map(kept, operands), **parameters)
+
+    functions = {name: exact(function) for name, function in TORCH_FUNCTIONS.items()}
+    functions["clamp"] = lambda x, **bounds: torch.clamp(x, **{name: kept(bound) for name, bound in bounds.items()})
+    functions["hardtanh"] = lambda x, min_val=-1.0, max_val=1.0: torch.clamp(x, kept(min_val), kept(max_val))
+    return functions

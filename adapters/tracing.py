@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy.sparse as sps
@@ -22,12 +22,15 @@ from torchmor.adapters.operations import (
     ARITHMETIC,
     COMPONENTWISE,
     IDENTITY,
+    MATRIX_PRODUCTS,
+    REARRANGEMENTS,
     REFUSED,
     SHAPE_ONLY,
 )
+from torchmor.adapters.pointwise import Pointwise, expand, fuse, rearrange
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import SignatureError, UnsupportedOperationError
-from torchmor.engine.expressions import PARAMETERS, Expression, apply_primitive
+from torchmor.engine.expressions import PARAMETERS
 from torchmor.engine.stages import Stage, StageChain
 
 #: Affine maps with at most this many entries become dense matrices at once; larger ones stay opaque.
@@ -68,9 +71,34 @@ def trace(f: Callable, y: torch.Tensor, u: torch.Tensor | None = None, t: float 
             f"the ODE function returned shape {tuple(value.shape)} for a state of shape {tuple(y.shape)}: torchmor "
             "needs dy/dt in the shape of the state"
         )
+    return _trace(f, y, u, t, y.shape[1:])
+
+
+def trace_map(f: Callable, x: torch.Tensor) -> StageChain:
+    """Trace a function of one argument into a stage chain, whatever the shape of its value.
+
+    Law: ``chain(x.T) == f(x).T`` with argument and value flattened, in float64; it is checked at the example.
+
+    Parameters
+    ----------
+    f
+        Function f(x) → tensor (batch, …), independent of the other samples of the batch.
+    x
+        Example (batch, …).
+
+    Raises
+    ------
+    UnsupportedOperationError
+        As :func:`trace`.
+    """
+    return _trace(lambda t, y, u: f(y), x, None, 0.0, f(x.clone()).shape[1:])
+
+
+def _trace(f, y, u, t, output_shape) -> StageChain:
+    time = torch.tensor(t, dtype=y.dtype, device=y.device)
     with torch.no_grad():
         graph = capture(f, time, y[:1].clone(), None if u is None else u[:1])
-        chain = _Classifier(graph, y.shape[1:], None if u is None else u.shape[1]).chain()
+        chain = _Classifier(graph, y.shape[1:], None if u is None else u.shape[1], output_shape).chain()
         _check(chain, f, y, u, t)
     return chain
 
@@ -92,18 +120,10 @@ def _check(chain, f, y, u, t) -> None:
     if not error <= tolerance:
         raise UnsupportedOperationError(
             f"the traced ODE function differs from the function by {error:.1e} (allowed {tolerance:.1e}): it "
-            f"mixes the samples of a batch, keeps a hidden state, is random, leaves torch or computes in a lower "
-            f"precision; expected a function of (t, y, u) alone, in the dtype of y"
+            "mixes the samples of a batch (batch normalisation without running statistics does), keeps a hidden "
+            "state, is random, leaves torch or computes in a lower precision; expected a function of (t, y, u) alone, "
+            "in the dtype of y"
         )
-
-
-@dataclass(eq=False)
-class _Pointwise:
-    """A componentwise function of affine values of one shape, not yet a stage."""
-
-    leaves: tuple[AffineNode, ...]
-    expression: Expression
-    shape: torch.Size
 
 
 @dataclass(eq=False)
@@ -113,9 +133,10 @@ class _Classifier:
     graph: torch.fx.GraphModule
     state_shape: torch.Size
     input_size: int | None
-    stages: list[tuple[str, _Pointwise]] = field(default_factory=list)
+    output_shape: torch.Size
+    stages: list[tuple[str, Pointwise]] = field(default_factory=list)
     sources: dict[str, AffineNode] = field(default_factory=dict)
-    materialised: dict[int, AffineNode] = field(default_factory=dict)
+    materialised: dict[Pointwise, AffineNode] = field(default_factory=dict)
 
     def chain(self) -> StageChain:
         placeholders = iter(("t", "y", "u"))
@@ -135,11 +156,11 @@ class _Classifier:
                 kwargs = torch.fx.node.map_arg(node.kwargs, values.__getitem__)
                 values[node] = self._operation(node, args, kwargs)
         stages = tuple(
-            Stage(name, value.expression, self._map([self._expand(leaf, value.shape) for leaf in value.leaves]))
+            Stage(name, value.expression, self._map([expand(leaf, value.shape) for leaf in value.leaves]))
             for name, value in self.stages
         )
         n = int(np.prod(self.state_shape))
-        return StageChain(n, self.input_size or 0, stages, self._map([self._expand(output, (1, *self.state_shape))]))
+        return StageChain(n, self.input_size or 0, stages, self._map([expand(output, (1, *self.output_shape))]))
 
     def _source(self, name, shape) -> AffineNode:
         self.sources[name] = AffineNode.source(name, torch.Size(shape))
@@ -156,7 +177,7 @@ class _Classifier:
             value, index = args
             if isinstance(value, list | tuple):
                 return value[index]
-            if isinstance(value, _Pointwise):  # further results of a componentwise operation are for its gradient
+            if isinstance(value, Pointwise):  # further results of a componentwise operation are for its gradient
                 return value
             return AffineNode.call(operator.getitem, args, {})
         if name in SHAPE_ONLY:
@@ -168,7 +189,7 @@ class _Classifier:
                 raise self._unsupported(node, f"it converts to {dtype}")
             return args[0]
         if name == "copy":  # out-of-place copy of args[1] into the shape of args[0]
-            return self._expand(self._affine(args[1]), args[0].shape)
+            return expand(self._affine(args[1]), args[0].shape)
         if name in ARITHMETIC:
             return self._arithmetic(node, name, args, kwargs)
         if name in AFFINE and not (name == "where" and _depends(args[0])):
@@ -180,14 +201,39 @@ class _Classifier:
     def _affine_call(self, node, name, args, kwargs):
         dependent = {i for i, a in enumerate(args) if any(_depends(v) for v in _flat(a))}
         if any(_depends(v) for v in _flat(kwargs)) or not any(dependent <= set(p) for p in AFFINE[name]):
+            if name in MATRIX_PRODUCTS and not kwargs:
+                return self._matrix_product(name, args)
             raise self._unsupported(node, "it is not affine in those arguments that depend on the state")
         if name.endswith("batch_norm") and args[5]:
             raise self._unsupported(node, "it divides by statistics of the state; use running statistics and eval()")
         if name == "slice_scatter" and len(args) > 4:  # vmap cannot represent an end far beyond
             args = (*args[:4], min(args[4], args[0].shape[args[2]]), *args[5:])
-        args = torch.utils._pytree.tree_map(lambda a: self._affine(a) if _depends(a) else a, args)
         # a view of what was contiguous in the original program may have to copy here
-        return AffineNode.call(torch.reshape if name == "reshape" else node.target, args, kwargs)
+        function = torch.reshape if name == "reshape" else node.target
+        if name == "expand" and torch.empty(args[0].shape, device="meta").expand(args[1]).shape == args[0].shape:
+            return args[0]
+        if name in REARRANGEMENTS and isinstance(args[0], Pointwise) and args[0] not in self.materialised:
+            return rearrange(args[0], lambda x: AffineNode.call(function, (x, *args[1:]), kwargs), self._affine)
+        args = torch.utils._pytree.tree_map(lambda a: self._affine(a) if _depends(a) else a, args)
+        return AffineNode.call(function, args, kwargs)
+
+    def _matrix_product(self, name, args):
+        """Multiply matrices that both depend on the state, the input or the time: products, and their sums."""
+        *rest, a, b = args
+
+        def unsqueezed(value, dim):
+            def move(x):
+                return AffineNode.call(torch.unsqueeze, (x, dim), {})
+
+            return rearrange(value, move, self._affine) if isinstance(value, Pointwise) else move(value)
+
+        if name.endswith("mv"):
+            products = self._fuse("mul", [a, b])
+            value = AffineNode.call(torch.sum, (self._affine(products), -1), {})
+        else:
+            products = self._fuse("mul", [unsqueezed(a, -1), unsqueezed(b, -3)])  # (…, n, p, q)
+            value = AffineNode.call(torch.sum, (self._affine(products), -2), {})
+        return self._combined("add", *rest, value) if rest else value
 
     def _arithmetic(self, node, name, args, kwargs):
         a, *rest = (_scalar(x) for x in args)
@@ -200,30 +246,34 @@ class _Classifier:
         if name == "rsub":
             name, a, b = "sub", b, a
         if name in ("add", "sub"):
-            return self._sum(a, self._scaled(b, alpha) if alpha != 1 else b, name)
+            return self._combined(name, a, self._scaled(b, alpha) if alpha != 1 else b)
         if _depends(b) and (name == "div" or _depends(a)):
             return self._fuse(name, [a, b])
-        if isinstance(b, AffineNode | _Pointwise):
+        if isinstance(b, AffineNode | Pointwise):
             a, b = b, a  # constant times dependent
-        if isinstance(a, _Pointwise) and isinstance(b, float):
-            return _Pointwise(a.leaves, apply_primitive(name, [a.expression, b]), a.shape)
-        return AffineNode.call(_OPERATORS[name], (self._affine(a), b), {})
+        return self._combined(name, a, b)
 
     def _scaled(self, a, factor):
-        if not _depends(a):
-            return a * factor
-        if isinstance(a, _Pointwise):
-            return _Pointwise(a.leaves, apply_primitive("mul", [a.expression, float(factor)]), a.shape)
-        return AffineNode.call(operator.mul, (a, float(factor)), {})
+        return self._combined("mul", a, float(factor)) if _depends(a) else a * factor
 
-    def _sum(self, a, b, name):
-        pointwise = [x for x in (a, b) if isinstance(x, _Pointwise)]
+    def _combined(self, name, a, b):
+        """Return a sum, or a multiple by a constant: affine, or componentwise for what is componentwise in it."""
+        a, b = (self.materialised.get(x, x) if isinstance(x, Pointwise) else x for x in (a, b))
+
+        def as_affine():
+            operands = [self._affine(x) if _depends(x) else x for x in (a, b)]
+            return AffineNode.call(_OPERATORS[name], tuple(operands), {})
+
         scalar = isinstance(a, float) or isinstance(b, float)
-        together = len(pointwise) == 2 and set(a.leaves) == set(b.leaves) and a.shape == b.shape
-        if pointwise and (scalar or together):
-            return self._fuse(name, [a, b])
-        operands = [self._affine(x) if _depends(x) else x for x in (a, b)]
-        return AffineNode.call(_OPERATORS[name], tuple(operands), {})
+        shape = torch.broadcast_shapes(*(x.shape for x in (a, b) if not isinstance(x, float)))
+        pointwise = [x for x in (a, b) if isinstance(x, Pointwise) and x.shape == shape]
+        if not pointwise:
+            return as_affine()
+        fused = self._fuse(name, [a, b])
+        together = len(pointwise) == 2 and set(a.leaves) == set(b.leaves)
+        if (scalar or together) and all(x.as_affine is None for x in pointwise):
+            return fused  # one stage, that includes the factor or the sum
+        return replace(fused, as_affine=as_affine)
 
     def _componentwise(self, node, name, args, kwargs):
         schema = node.target._schema.arguments
@@ -246,24 +296,17 @@ class _Classifier:
             return operands[0]
         return self._fuse(COMPONENTWISE[name], operands, parameters)
 
-    def _fuse(self, primitive: str, operands: Sequence, parameters=None) -> _Pointwise:
+    def _fuse(self, primitive: str, operands: Sequence, parameters=None) -> Pointwise:
         """Apply a primitive to operands of broadcast shape, as one componentwise function of all their leaves."""
         shape = torch.broadcast_shapes(*(x.shape for x in operands if not isinstance(x, float)))
         prepared = []
         for x in operands:
             if isinstance(x, torch.Tensor):
                 x = AffineNode.constant(x)
-            elif isinstance(x, _Pointwise) and x.shape != shape:
+            elif isinstance(x, Pointwise) and x.shape != shape:
                 x = self._affine(x)
             prepared.append(x)
-        parts = [x if isinstance(x, float) else _as_pointwise(x, shape) for x in prepared]
-        leaves = tuple(dict.fromkeys(leaf for p in parts if not isinstance(p, float) for leaf in p.leaves))
-        position = {leaf: i for i, leaf in enumerate(leaves)}
-        expressions = [
-            p if isinstance(p, float) else p.expression.with_arguments([position[x] for x in p.leaves], len(leaves))
-            for p in parts
-        ]
-        return _Pointwise(leaves, apply_primitive(primitive, expressions, parameters), shape)
+        return fuse(primitive, prepared, shape, parameters)
 
     def _affine(self, value) -> AffineNode:
         """Return the value as an affine node: a componentwise function becomes a stage and its value a source."""
@@ -271,17 +314,14 @@ class _Classifier:
             return AffineNode.constant(value)
         if isinstance(value, AffineNode):
             return value
-        if id(value) not in self.materialised:
-            name = f"g{len(self.stages) + 1}"
-            self.stages.append((name, value))  # keeps the value alive, so its id stays unique
-            self.materialised[id(value)] = self._source(name, value.shape)
-        return self.materialised[id(value)]
-
-    @staticmethod
-    def _expand(node: AffineNode, shape) -> AffineNode:
-        if node.shape == torch.Size(shape):
-            return node
-        return AffineNode.call(torch.broadcast_to, (node, tuple(shape)), {})
+        if value not in self.materialised:
+            if value.as_affine is not None:
+                self.materialised[value] = value.as_affine()
+            else:
+                name = f"g{len(self.stages) + 1}"
+                self.stages.append((name, value))
+                self.materialised[value] = self._source(name, value.shape)
+        return self.materialised[value]
 
     def _map(self, nodes: Sequence[AffineNode]) -> AffineMap:
         """Stack affine nodes into one affine map of the sources they read."""
@@ -306,14 +346,6 @@ class _Classifier:
         )
 
 
-def _as_pointwise(node: AffineNode | _Pointwise, shape) -> _Pointwise:
-    if isinstance(node, _Pointwise):
-        return node
-    if node.shape != shape:
-        node = AffineNode.call(torch.broadcast_to, (node, tuple(shape)), {})
-    return _Pointwise((node,), Expression(1, ()), shape)
-
-
 def _name(target) -> str:
     if not isinstance(target, torch._ops.OpOverload):
         return getattr(target, "__name__", str(target))
@@ -325,7 +357,7 @@ def _name(target) -> str:
 
 
 def _depends(value) -> bool:
-    return isinstance(value, AffineNode | _Pointwise)
+    return isinstance(value, AffineNode | Pointwise)
 
 
 def _flat(value) -> list:

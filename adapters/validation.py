@@ -108,8 +108,9 @@ class Validation:
             except SolverError:
                 return float("inf")
         labels = [labels for _, labels, _ in self.full if labels is not None]
-        reference = _samples_first([full.network for _, _, full in self.full])
-        return loss(metric, _samples_first(outputs), reference, torch.cat(labels) if labels else None)
+        counts = [batch.size for batch, _, _ in self.full]
+        reference = _samples_first([full.network for _, _, full in self.full], counts)
+        return loss(metric, _samples_first(outputs, counts), reference, torch.cat(labels) if labels else None)
 
     def _run(self, network: nn.Module, batch: Batch) -> _Outputs:
         calls: list[tuple[Tensor, Tensor]] = []
@@ -159,16 +160,23 @@ class LabelledBatches:
             yield Batch(inputs, pair.samples, pair.index), pair.arguments[1]
 
 
-def _samples_first(outputs: list[Any]) -> Tensor:
-    """Join the outputs of batches along the samples; sequences of several lengths become one vector of all entries."""
+def _samples_first(outputs: list[Any], counts: list[int]) -> Tensor:
+    """Put outputs of batches of so many samples together; those of trajectories have the samples second.
+
+    Sequences of several lengths become one vector of all entries.
+    """
     if not all(isinstance(output, Tensor) for output in outputs):
         kinds = sorted({type(output).__name__ for output in outputs})
         raise UnsupportedOperationError(
             f"expected a network whose output is one Tensor, to compare by, got {', '.join(kinds)}: give state_dim and "
             "points, or wrap the network in a module that returns the part that counts"
         )
-    alike = len({output.shape[1:] for output in outputs}) == 1
-    return torch.cat(outputs if alike else [output.flatten() for output in outputs])
+    moved = [
+        output.movedim(1, 0) if output.dim() > 1 and output.shape[0] != count == output.shape[1] else output
+        for output, count in zip(outputs, counts, strict=True)
+    ]
+    alike = len({output.shape[1:] for output in moved}) == 1
+    return torch.cat(moved if alike else [output.flatten() for output in moved])
 
 
 def _unstable() -> NonFiniteError:

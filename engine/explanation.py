@@ -26,6 +26,14 @@ class Part:
         Interpolation constant of a stage.
     condition
         Condition number of its interpolation matrix.
+    reads
+        What feeds the stage: names of the sources of its argument.
+    error
+        Largest relative error of what reads the stage, and of the projected derivative for the state, without its
+        mean, on the fifth of the calibration snapshots that was held out of the fit; None where nothing was fitted.
+    operations
+        Multiply–adds, for each sample, of the argument of the reduced stage; for the state, of the map to the
+        derivative. They sum up to those of one evaluation.
     """
 
     name: str
@@ -36,6 +44,9 @@ class Part:
     dropped_energy: float | None = None
     constant: float | None = None
     condition: float | None = None
+    reads: tuple[str, ...] = ()
+    error: float | None = None
+    operations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class Explanation:
     def from_json(cls, data: dict[str, Any]) -> "Explanation":
         """Return the explanation of `to_json`."""
         read = {
-            "parts": tuple(Part(**part) for part in data["parts"]),
+            "parts": tuple(Part(**{**part, "reads": tuple(part.get("reads", ()))}) for part in data["parts"]),
             "operations": tuple(data["operations"]),
             "curve": tuple(Trial(**trial) for trial in data.get("curve", ())),
             "chosen": Trial(**data["chosen"]) if data.get("chosen") else None,
@@ -126,14 +137,33 @@ class Explanation:
                 found.append(trial)
         return found
 
+    def _table(self) -> list[str]:
+        """Return the parts as lines of text, without columns in which nothing stands."""
+        total = sum(part.operations or 0 for part in self.parts)
+        columns = {
+            "part": [part.name for part in self.parts],
+            "function": [_shortened(part.what) for part in self.parts],
+            "reads": [", ".join(part.reads) for part in self.parts],
+            "full": [f"{part.full:,}" for part in self.parts],
+            "reduced": [f"{part.reduced:,}" for part in self.parts],
+            "error": [_short(part.error) for part in self.parts],
+            "share": [f"{100 * part.operations / total:.0f} %" if total else "-" for part in self.parts],
+            "dropped": [_short(part.dropped_energy) for part in self.parts],
+            "constant": [_short(part.constant) for part in self.parts],
+            "why": [part.why for part in self.parts],
+        }
+        columns = {name: cells for name, cells in columns.items() if set(cells) - {"", "-"}}
+        widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
+        rows = [dict(zip(columns, columns, strict=True))]
+        rows += [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        return [
+            "  ".join(
+                cell.rjust(widths[name]) if name in _NUMBERS else cell.ljust(widths[name]) for name, cell in row.items()
+            ).rstrip()
+            for row in rows
+        ]
+
     def __str__(self):
-        header = ("part", "function", "full", "reduced", "dropped energy", "constant", "condition", "why")
-        rows = [header]
-        for part in self.parts:
-            numbers = (_short(part.dropped_energy), _short(part.constant), _short(part.condition))
-            rows.append((part.name, part.what, f"{part.full:,}", f"{part.reduced:,}", *numbers, part.why))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(header) - 1)]
-        lines = ["  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
         before, after = self.operations
         held_out = ", ".join(f"{name} {_short(error)}" for name, error in self.errors.items())
         return "\n".join(
@@ -143,16 +173,30 @@ class Explanation:
                 f"calibration: {self.snapshots:,} snapshots of {self.samples:,} samples, "
                 f"{self.evaluations:,} evaluations of the ODE function in a forward pass",
                 "",
-                *lines,
+                *self._table(),
                 "",
                 f"one evaluation of the ODE function: {before:,} -> {after:,} multiply-adds for each sample"
                 + (f" ({before / after:.3g} times fewer)" if after and before > after else ""),
                 f"relative error on held-out calibration data: {held_out or 'not measured'}",
-                "dropped energy: relative squared projection error (of a balanced basis: as the output sees it); "
-                "constant: the interpolation error is at most this times the best possible",
+                *self._legend(),
                 *self._curve_lines(),
             ]
         )
+
+    def _legend(self) -> list[str]:
+        words = {
+            "error: of what reads the stage (of the state: of its derivative), on snapshots held out of its fit": [
+                part.error for part in self.parts
+            ],
+            "share: of the multiply-adds of one evaluation": [part.operations for part in self.parts],
+            "dropped: energy, the relative squared projection error (of a balanced basis: as the output sees it)": [
+                part.dropped_energy for part in self.parts
+            ],
+            "constant: the interpolation error is at most this times the best possible": [
+                part.constant for part in self.parts
+            ],
+        }
+        return [line for line, values in words.items() if any(value is not None for value in values)]
 
     def _curve_lines(self) -> list[str]:
         if not self.curve:
@@ -176,6 +220,15 @@ class Explanation:
         ]
 
     __repr__ = __str__
+
+
+#: Columns of numbers, and how much is shown of a function.
+_NUMBERS = ("full", "reduced", "error", "share", "dropped", "constant")
+_WIDEST = 34
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
 
 
 def _short(value: float | None) -> str:

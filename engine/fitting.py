@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg as spla
@@ -43,6 +44,23 @@ class Training:
         return found if self.u is None else {**found, "u": self.u}
 
 
+@dataclass(frozen=True, eq=False)
+class FittedChain:
+    """What :func:`fit_chain` returns.
+
+    Parameters
+    ----------
+    chain
+        The fitted chain.
+    errors
+        Name of a fitted stage's argument, or "output" → relative error, without its mean, on the columns that were
+        held out of its fit; empty where the ridge was given.
+    """
+
+    chain: StageChain
+    errors: dict[str, float]
+
+
 def fit_chain(
     chain: StageChain,
     trial: np.ndarray | None,
@@ -51,16 +69,18 @@ def fit_chain(
     points: Mapping[str, np.ndarray],
     training: Training,
     ridge: float | None = None,
-) -> StageChain:
+) -> FittedChain:
     """Project a chain, and fit what follows its sampled stages instead of interpolating them.
 
-    Every map that reads sampled stages becomes ``exact(ẑ) + N g[points] + b``: the exact linear part at the projected
-    states ``ŷ = c + V Wᵀ (y − c)``, and N and b by ridge regression of what the map yields at the true states less that
-    part. The stages g are evaluated as in the reduced chain, at ŷ and after the fits before them, so that a fit makes
-    up for what projection and earlier fits lose too.
+    Every map that reads sampled stages becomes ``exact(ẑ) + N g[points] + L ẑ + b``: the exact linear part at the
+    projected states ``ŷ = c + V Wᵀ (y − c)``, and N, L and b by ridge regression of what the map yields at the true
+    states less that part. The stages g are evaluated as in the reduced chain, at ŷ and after the fits before them, so
+    that a fit makes up for what projection and earlier fits lose too. The linear correction L costs little and says
+    much where points are few; it reads the state, and the input and the time where f does, where they are no more than
+    the points.
 
     Law: with ridge 0, states in the trial space and stage values in the span of an interpolation's basis, the values
-    equal those of the interpolation; with ridge 0 no other N and b have a smaller residual on the training data.
+    equal those of the interpolation; with ridge 0 no other N, L and b have a smaller residual on the training data.
 
     Parameters
     ----------
@@ -74,6 +94,11 @@ def fit_chain(
         States, and the values there.
     ridge
         As in :func:`regress`.
+
+    Returns
+    -------
+    FittedChain
+        The chain, and how well its maps fit.
     """
     lifts = {} if trial is None else {"y": Lift(trial, offset)}
     true = training.sources
@@ -81,31 +106,43 @@ def fit_chain(
     if trial is not None:
         reduced["y"] = test.T @ (training.y if offset is None else training.y - offset[:, np.newaxis])
 
-    def fitted(affine: AffineMap) -> AffineMap:
+    errors: dict[str, float] = {}
+
+    def fitted(name: str, affine: AffineMap) -> AffineMap:
         """Return the map of the reduced sources that comes nearest to what the map yields at the true ones."""
-        sampled = [name for name in affine.sources if name in points]
+        sampled = [source for source in affine.sources if source in points]
         if not sampled:
             return affine.substitute(lifts)
         exact = without(affine, sampled).substitute(lifts)
-        target = affine.apply(true) - exact.apply(reduced)
-        features = np.concatenate([reduced[name] for name in sampled])
-        matrix, shift = regress(features, np.broadcast_to(target, (len(target), features.shape[1])), ridge)
-        bounds = np.cumsum([0, *(len(points[name]) for name in sampled)])
-        fits = {name: matrix[:, a:b] for name, a, b in zip(sampled, bounds, bounds[1:], strict=False)}
-        return AffineMap.from_blocks({**exact.blocks(), **fits}, exact.shift + shift)
+        g = np.concatenate([reduced[source] for source in sampled])
+        read = [source for source in ("y", "u", "t") if source == "y" or chain.reads(source)]
+        linear = [source for source in read if len(reduced[source]) <= len(g)]
+        scales = {source: _deviation(g) / (_deviation(reduced[source]) or np.inf) for source in linear}
+        features = np.concatenate([g, *(scales[source] * reduced[source] for source in linear)])
+        values = np.broadcast_to(affine.apply(true), (affine.size, features.shape[1]))
+        matrix, shift, error = regress(features, values - exact.apply(reduced), ridge)
+        if error is not None:
+            varied = values[:, _fitted_columns(features) :] - values.mean(axis=1, keepdims=True)
+            errors[name] = error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
+        blocks, sources = exact.blocks(), [*sampled, *linear]
+        bounds = np.cumsum([0, *(len(reduced[source]) for source in sources)])
+        for source, a, b in zip(sources, bounds, bounds[1:], strict=False):
+            block = scales.get(source, 1.0) * matrix[:, a:b]
+            blocks[source] = blocks[source] + block if source in blocks else block
+        return AffineMap.from_blocks(blocks, exact.shift + shift)
 
     stages = []
     for stage in chain.stages:
         argument = stage.argument
         if stage.name in points:
             argument = argument.restrict(stage.rows(points[stage.name]))
-        stage = replace(stage, argument=fitted(argument))
+        stage = replace(stage, argument=fitted(stage.name, argument))
         g = functions.evaluate(stage.expression, stage.split(stage.argument.apply(reduced)))
         reduced[stage.name] = np.broadcast_to(g, (stage.size, training.y.shape[1]))
         stages.append(stage)
-    output = fitted(chain.output if test is None else chain.output.project(test))
+    output = fitted("output", chain.output if test is None else chain.output.project(test))
     state_size = chain.state_size if trial is None else trial.shape[1]
-    return StageChain(state_size, chain.input_size, tuple(stages), output)
+    return FittedChain(StageChain(state_size, chain.input_size, tuple(stages), output), errors)
 
 
 def without(affine: AffineMap, sources: list[str]) -> AffineMap:
@@ -113,7 +150,29 @@ def without(affine: AffineMap, sources: list[str]) -> AffineMap:
     return affine.select({name: np.zeros(0, dtype=np.int64) for name in sources})
 
 
-def regress(features: np.ndarray, target: np.ndarray, ridge: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _deviation(values: np.ndarray) -> float:
+    """Return the root mean square of values (m, k) less their means."""
+    return float(np.sqrt(np.mean((values - values.mean(axis=1, keepdims=True)) ** 2)))
+
+
+class Regression(NamedTuple):
+    """What :func:`regress` returns: ``target ≈ matrix @ features + shift``.
+
+    Parameters
+    ----------
+    matrix, shift
+        Arrays N (q, m) and b (q,).
+    held_out_error
+        Norm of the residual on the columns that chose the ridge weight, of the fit to the others; None where the
+        weight was given.
+    """
+
+    matrix: np.ndarray
+    shift: np.ndarray
+    held_out_error: float | None
+
+
+def regress(features: np.ndarray, target: np.ndarray, ridge: float | None = None) -> Regression:
     """Return N and b that minimise ``‖target − N features − b‖² + λ ‖N‖²`` (Frobenius), with b unpenalised.
 
     Parameters
@@ -124,16 +183,24 @@ def regress(features: np.ndarray, target: np.ndarray, ridge: float | None = None
         ``λ m / ‖features − mean‖²``; 0 gives the least-norm solution. None chooses the one among :data:`RIDGES` that is
         best for the last fifth of the columns when fitted to the others, and then fits to all.
     """
+    held_out_error = None
     if ridge is None:
-        kept = features.shape[1] - int(HELD_OUT * features.shape[1])
+        kept = _fitted_columns(features)
         solve = _regression(features[:, :kept], target[:, :kept])
 
         def error(candidate: float) -> float:
             matrix, shift = solve(candidate)
-            return float(np.sum((target[:, kept:] - matrix @ features[:, kept:] - shift[:, np.newaxis]) ** 2))
+            return float(np.linalg.norm(target[:, kept:] - matrix @ features[:, kept:] - shift[:, np.newaxis]))
 
-        ridge = min(RIDGES, key=error)
-    return _regression(features, target)(ridge)
+        tried = [error(candidate) for candidate in RIDGES]
+        held_out_error = min(tried)
+        ridge = RIDGES[tried.index(held_out_error)]
+    return Regression(*_regression(features, target)(ridge), held_out_error)
+
+
+def _fitted_columns(features: np.ndarray) -> int:
+    """Return how many columns are fitted to where the others choose the ridge weight."""
+    return features.shape[1] - int(HELD_OUT * features.shape[1])
 
 
 def _regression(features: np.ndarray, target: np.ndarray):

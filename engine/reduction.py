@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,19 +13,13 @@ from torchmor.engine.balancing import BalancedBasis, balance
 from torchmor.engine.bases import SPECTRUM, PodBasis, pod
 from torchmor.engine.errors import SizeError
 from torchmor.engine.explanation import Part
-from torchmor.engine.fitting import Training, without
-from torchmor.engine.matching_pursuit import matching_pursuit
+from torchmor.engine.fitting import Training
 from torchmor.engine.models import OdeLayerModel
-from torchmor.engine.points import (
-    NESTED,
-    CollateralBasis,
-    collateral_basis,
-    interpolate,
-    oversample,
-    too_many_points,
-)
+from torchmor.engine.points import CollateralBasis
+from torchmor.engine.quadratics import factors, squares_needed
 from torchmor.engine.reductors import FittedReductor, OdeLayerReductor
-from torchmor.engine.sizes import Size, check_request, stage_sizes, too_large
+from torchmor.engine.sampling import StageSampler
+from torchmor.engine.sizes import Size, check_request, check_sizes, stage_sizes
 from torchmor.engine.stages import Stage
 
 #: Balanced bases are computed within so many leading POD modes of the states.
@@ -101,12 +95,8 @@ class SnapshotReductor:
         self.fom, self.y, self.u, self.t = fom, y, u, np.asarray(t, dtype=np.float64)
         self.chain = -fom.operator.chain
         self._gradients = gradients
-        self._values: dict[str, np.ndarray] | None = None
-        self._bases: dict[tuple, PodBasis] = {}
+        self._sampler = StageSampler(self.chain, y, u, self.t)
         self._balanced: BalancedBasis | None = None
-        self._interpolations: dict[tuple[str, str], CollateralBasis] = {}
-        self._pursuits: dict[tuple, np.ndarray] = {}
-        self._spectra: dict[str, np.ndarray] = {}  # of the bases that the reduction at hand used
 
     def reduce(
         self,
@@ -148,52 +138,45 @@ class SnapshotReductor:
         """
         stages = self.chain.stages
         state_dim, points, modes = check_request(state_dim, points, modes, basis, selection, fit, energy_rtol)
-        if energy_rtol is None and None in (state_dim, *(points if isinstance(points, list) else [points])):
-            raise SizeError(
-                "expected sizes, or a tolerance to choose them by, got neither for some part: give state_dim and "
-                "points, or energy_rtol=1e-3"
-            )
-        if isinstance(state_dim, int) and state_dim > self.chain.state_size:
-            raise SizeError(too_large("state_dim", state_dim, self.chain.state_size))
-        sizes = stage_sizes(points, len(stages), "points")
-        if isinstance(points, int) and stages and points > max(stage.size for stage in stages):
-            raise SizeError(too_large("points", points, max(stage.size for stage in stages)))
-        for stage, size in zip(stages, sizes, strict=True):
-            if isinstance(points, list) and isinstance(size, int) and size > stage.size:
-                raise SizeError(too_large(f"points of stage '{stage.name}'", size, stage.size))
+        sizes = check_sizes(self.chain, state_dim, points, energy_rtol)
         vectors = dict(zip((s.name for s in stages), stage_sizes(modes, len(stages), "modes"), strict=True))
 
-        self._spectra = {}
+        self._sampler.spectra = {}
         with log_levels({"pymor": "WARNING"}):
             state, state_part = self._state(state_dim, basis, energy_rtol)
-            counts = {s.name: self._points(s, m, energy_rtol) for s, m in zip(stages, sizes, strict=True)}
-            counts = {name: m for name, m in counts.items() if m is not None}
+            counts, kept = self._plan(sizes, isinstance(points, int), energy_rtol, state)
             sampled: dict[str, np.ndarray] = {}
             interpolations: dict[str, CollateralBasis] = {}
+            matters = None if state is None else state.test * state.weights
             for stage in reversed(stages):  # what a stage has to serve is known when the later ones are done
-                if stage.name not in counts:
+                if stage.name in kept:
                     continue
                 try:
-                    chosen = self._sample(
-                        stage, counts[stage.name], vectors[stage.name], selection, fit, state, sampled
+                    chosen = self._sampler.sample(
+                        stage, counts[stage.name], vectors[stage.name], selection, fit, matters, sampled
                     )
                 except SizeError as error:
                     raise SizeError(f"stage '{stage.name}', {_words(stage)}: {error}") from None
                 sampled[stage.name] = chosen.points if isinstance(chosen, CollateralBasis) else chosen
                 if isinstance(chosen, CollateralBasis):
                     interpolations[stage.name] = chosen
-            parts = [
-                self._stage_part(stage, size, sampled, interpolations, selection, energy_rtol)
-                for stage, size in zip(stages, sizes, strict=True)
-            ]
             reductor = self._reductor(state, sampled, interpolations, fit)
             rom = reductor.reduce()
+            parts = [replace(state_part, **self._measures("output", rom, reductor))]
+            for stage, size in zip(stages, sizes, strict=True):
+                asked = "as asked" if size is not None else f"energy_rtol={energy_rtol:g}"
+                part = (
+                    self._kept_part(stage, kept[stage.name], rom)
+                    if stage.name in kept
+                    else self._sampled_part(stage, counts[stage.name], sampled, interpolations, selection, asked)
+                )
+                parts.append(replace(part, **self._measures(stage.name, rom, reductor)))
         bases = {name: found.basis for name, found in interpolations.items()}
         if state is not None:
             bases["state"] = state.trial
             if state.test is not state.trial:
                 bases["test"] = state.test
-        return Reduction(rom, reductor, bases, sampled, self._spectra, (state_part, *parts))
+        return Reduction(rom, reductor, bases, sampled, self._sampler.spectra, tuple(parts))
 
     def _state(self, state_dim: Size, basis: str, energy_rtol: float | None) -> tuple[_StateBasis | None, Part]:
         n = len(self.y)
@@ -206,7 +189,7 @@ class SnapshotReductor:
             balanced = self._balance(state_dim)
             found, rank, name = balanced, balanced.rank, "balanced"
         else:
-            found, name = self._pod("state", state_dim, energy_rtol), "POD"
+            found, name = self._sampler.pod("state", state_dim, energy_rtol), "POD"
             rank = found.rank
         if rank == 0:
             raise SizeError(
@@ -229,95 +212,76 @@ class SnapshotReductor:
         weights = np.sqrt(np.append(found.singular_values[:r], padding))
         return _StateBasis(found.trial[:, :r], found.test[:, :r], self._mean, weights), part
 
-    def _points(self, stage: Stage, size: Size, energy_rtol: float | None) -> int | None:
-        """Return the number of points of a stage, None to keep it."""
-        if size == "full" or stage.size == 1 or (isinstance(size, int) and size >= stage.size):
-            return None
-        if size is not None:
-            return size
-        basis = self._pod(stage.name, None, energy_rtol)
-        m = basis.energy_rank(energy_rtol)
-        return None if basis.rank == 0 or m >= stage.size else m
-
-    def _sample(
-        self,
-        stage: Stage,
-        m: int,
-        d: int | None,
-        selection: str,
-        fit: str,
-        state: _StateBasis | None,
-        sampled: dict[str, np.ndarray],
-    ) -> CollateralBasis | np.ndarray:
-        """Choose m points of a stage, with an interpolation where d basis vectors or the fit ask for one."""
-        d = m if d is None else d
-        if d > m:
-            raise SizeError(f"expected at most as many modes as points, got {d} modes for {m} points")
-        if selection != "omp":
-            basis = self._pod(stage.name, d, None)
-            found = self._interpolation(stage.name, basis, d, selection)
-            return found if d == m else oversample(found, m)
-        points = self._pursuit(stage, m, state, sampled)
-        if len(points) < m:
-            raise SizeError(too_many_points(m, len(points)))
-        if fit == "least_squares":
-            return points
-        basis = self._pod(stage.name, d, None)
-        if d > basis.rank:
-            raise SizeError(too_many_points(d, basis.rank))
-        return collateral_basis(points, np.ascontiguousarray(basis.modes[:, :d]))
-
-    def _pursuit(self, stage: Stage, m: int, state: _StateBasis | None, sampled: dict[str, np.ndarray]) -> np.ndarray:
-        served = [(name, points.tobytes()) for name, points in sampled.items()]
-        key = (stage.name, None if state is None else state.test.tobytes(), *served)
-        known = self._pursuits.get(key)
-        if known is None or len(known) < m:
-            known = matching_pursuit(self._snapshots(stage.name), self._target(stage, state, sampled), m)
-            self._pursuits[key] = known
-        return known[:m]
-
-    def _target(self, stage: Stage, state: _StateBasis | None, sampled: dict[str, np.ndarray]) -> np.ndarray:
-        """Return what the points of a stage have to explain (q, k): its share of all that reads it.
-
-        That is the projected derivative, weighted by how much it matters, and the arguments of later stages at their
-        points, all of the same weight.
-        """
-        readers = []
-        if stage.name in self.chain.output.sources:
-            if state is None:
-                readers.append(self.chain.output)
-            else:
-                readers.append(self.chain.output.project(state.test * state.weights))
-        for later in self.chain.stages:
-            if stage.name in later.argument.sources:
-                rows = later.rows(sampled[later.name]) if later.name in sampled else None
-                readers.append(later.argument if rows is None else later.argument.restrict(rows))
-        values = {stage.name: self._snapshots(stage.name)}
-        shares = [
-            without(reader, [name for name in reader.sources if name != stage.name]).apply(values) for reader in readers
-        ]
-        shares = [share - share.mean(axis=1, keepdims=True) for share in shares]
-        return np.concatenate([share / max(np.linalg.norm(share), np.finfo(float).tiny) for share in shares])
-
-    def _stage_part(self, stage, size, sampled, interpolations, selection, energy_rtol) -> Part:
-        what = _words(stage)
-        if stage.name not in sampled:
+    def _plan(
+        self, sizes: list[Size], same: bool, energy_rtol: float | None, state: _StateBasis | None
+    ) -> tuple[dict[str, int], dict[str, str]]:
+        """Return the numbers of points of the stages, and for those that are kept, in all their components, why."""
+        counts, kept = {}, {}
+        for stage, size in zip(self.chain.stages, sizes, strict=True):
+            counts[stage.name] = stage.size
             if size == "full":
-                why = "as asked"
-            elif size is not None or stage.size == 1:
-                why = "no more components than points"
+                kept[stage.name] = "as asked"
+            elif stage.size == 1 or (size is not None and size >= stage.size):
+                kept[stage.name] = "no more components than points"
+            elif same and stage.name in self.chain.time_stages:
+                kept[stage.name] = "depends on the time alone"
+            elif size is not None:
+                counts[stage.name] = size
             else:
-                zero = self._pod(stage.name, None, energy_rtol).rank == 0
-                why = "zero on all calibration data" if zero else f"energy_rtol={energy_rtol:g}"
-            return Part(stage.name, what, stage.size, stage.size, f"kept: {why}")
-        m, found = len(sampled[stage.name]), interpolations.get(stage.name)
-        why = f"{selection}, " + ("as asked" if size is not None else f"energy_rtol={energy_rtol:g}")
+                basis = self._sampler.pod(stage.name, None, energy_rtol)
+                m = basis.energy_rank(energy_rtol)
+                if basis.rank == 0:
+                    kept[stage.name] = "zero on all calibration data"
+                elif m >= stage.size:
+                    kept[stage.name] = f"energy_rtol={energy_rtol:g}"
+                else:
+                    counts[stage.name] = m
+        r = self.chain.state_size if state is None else state.trial.shape[1]
+        for stage in self.chain.stages:
+            if stage.name not in kept and self._needs_few_squares(
+                stage, {"y": r, "u": self.chain.input_size, **counts}
+            ):
+                counts[stage.name] = stage.size
+                kept[stage.name] = "exact, as few squares"
+        return counts, kept
+
+    def _needs_few_squares(self, stage: Stage, counts: dict[str, int]) -> bool:
+        """Whether a stage of products is exact with no more squares than it gets points."""
+        if factors(stage) is None:
+            return False
+        rows = counts["y"] if stage.name in self.chain.output.sources else 0
+        rows += sum(
+            counts[later.name] * later.expression.arity
+            for later in self.chain.stages
+            if stage.name in later.argument.sources
+        )
+        width = sum(counts.get(source, 1) for source in stage.argument.sources)
+        return squares_needed(rows, width) <= counts[stage.name]
+
+    def _kept_part(self, stage: Stage, why: str, rom: OdeLayerModel) -> Part:
+        size = next(one.size for one in rom.operator.chain.stages if one.name == stage.name)
+        if size < stage.size:
+            why = "exact, as few squares"
+        return Part(stage.name, _words(stage), stage.size, size, f"kept: {why}", reads=stage.argument.sources)
+
+    def _sampled_part(self, stage: Stage, m: int, sampled, interpolations, selection: str, asked: str) -> Part:
+        taken, found = len(sampled[stage.name]), interpolations.get(stage.name)
+        why = f"{selection}, {asked}" + (f", but {taken} of {m} say all" if taken < m else "")
+        part = Part(stage.name, _words(stage), stage.size, taken, why, reads=stage.argument.sources)
         if found is None:
-            return Part(stage.name, what, stage.size, m, why)
+            return part
         d = found.basis.shape[1]
+        dropped = self._sampler.pod(stage.name, d, None).dropped_energy(d)
         why += f", {d} modes" if d < m else ""
-        error = self._pod(stage.name, d, energy_rtol if size is None else None).dropped_energy(d)
-        return Part(stage.name, what, stage.size, m, why, error, found.constant, found.condition)
+        return replace(part, why=why, dropped_energy=dropped, constant=found.constant, condition=found.condition)
+
+    def _measures(self, name: str, rom: OdeLayerModel, reductor: OdeLayerReductor) -> dict[str, float | None]:
+        """Return the error of what reads a stage, or of the "output" itself, and the operations of its own map."""
+        chain, errors = rom.operator.chain, getattr(reductor, "errors", {})
+        maps = dict(zip([*(stage.name for stage in chain.stages), "output"], chain.maps, strict=True))
+        readers = [other for other, affine in maps.items() if name in affine.sources] or [name]
+        known = [errors[other] for other in readers if other in errors]
+        return {"error": max(known, default=None), "operations": int(np.prod(maps[name].linear.shape))}
 
     def _reductor(self, state, sampled, interpolations, fit) -> OdeLayerReductor:
         space = self.fom.solution_space
@@ -328,12 +292,16 @@ class SnapshotReductor:
             offset = None if state.offset is None else space.from_numpy(state.offset[:, np.newaxis])
         if fit == "interpolation":
             return OdeLayerReductor(self.fom, trial, interpolations, test, offset)
-        training = Training(self.y, self.u, self.t, self._stage_values())
+        training = Training(self.y, self.u, self.t, self._sampler.values)
         return FittedReductor(self.fom, trial, sampled, training, test, offset)
 
     @cached_property
     def _mean(self) -> np.ndarray:
         return self.y.mean(axis=1)
+
+    @cached_property
+    def _centred(self) -> PodBasis:
+        return pod(self.y - self._mean[:, np.newaxis], BALANCING_MODES)
 
     def _balance(self, rank: int | None) -> BalancedBasis:
         known = self._balanced
@@ -342,39 +310,9 @@ class SnapshotReductor:
                 raise ValueError('expected gradients of the output for basis="balanced", got none')
             gradients = self._gradients()
             self._gradients = lambda: gradients
-            key = ("centered state", BALANCING_MODES)
-            if key not in self._bases:
-                self._bases[key] = pod(self.y - self._mean[:, np.newaxis], BALANCING_MODES)
-            self._balanced = balance(self._bases[key], gradients, max(rank or 0, SPECTRUM))
-        self._spectra["state"] = self._balanced.singular_values
+            self._balanced = balance(self._centred, gradients, max(rank or 0, SPECTRUM))
+        self._sampler.spectra["state"] = self._balanced.singular_values
         return self._balanced
-
-    def _pod(self, name: str, modes: int | None, energy_rtol: float | None) -> PodBasis:
-        """Return the POD of the "state" or of a stage; every request up to 512 modes shares one."""
-        key = (name, energy_rtol) if modes is None else (name, max(modes, SPECTRUM))
-        if key not in self._bases:
-            self._bases[key] = pod(self._snapshots(name), modes, energy_rtol)
-        self._spectra[name] = self._bases[key].singular_values
-        return self._bases[key]
-
-    def _interpolation(self, name: str, basis: PodBasis, points: int, selection: str) -> CollateralBasis:
-        known = self._interpolations.get((name, selection))
-        if known is not None and len(known.points) >= points:
-            return known.leading(points)
-        found = interpolate(self._snapshots(name), basis, points, selection)
-        if selection in NESTED:
-            self._interpolations[name, selection] = found
-        return found
-
-    def _snapshots(self, name: str) -> np.ndarray:
-        if name == "state":
-            return self.y
-        return np.ascontiguousarray(self._stage_values()[name])
-
-    def _stage_values(self) -> dict[str, np.ndarray]:
-        if self._values is None:
-            self._values = self.chain.evaluate(self.y, self.u, self.t)
-        return self._values
 
 
 def _words(stage: Stage) -> str:

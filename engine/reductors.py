@@ -6,6 +6,7 @@ from pymor.reductors.basic import ProjectionBasedReductor
 from torchmor.engine.affine import AffineMap, Lift
 from torchmor.engine.fitting import fit_chain
 from torchmor.engine.models import ode_layer_model
+from torchmor.engine.quadratics import compress_quadratics
 
 
 class OdeLayerReductor(ProjectionBasedReductor):
@@ -14,7 +15,8 @@ class OdeLayerReductor(ProjectionBasedReductor):
     The reduced-order model is ``z' = Wᵀ f̂(t, c + V z, u)``, ``z(0) = Wᵀ (y(0) − c)`` with the output
     ``y ≈ c + V z``; in f̂ each stage g that has an interpolation is ``lift @ g[points]``. Without interpolations it is
     the model of pyMOR's InstationaryRBReductor. In contrast to an EmpiricalInterpolatedOperator of the whole f,
-    the linear parts of f stay exact and every stage of a layered f is evaluated at few points.
+    the linear parts of f stay exact and every stage of a layered f is evaluated at few points. Sums of products, as
+    in a variance, become sums of few squares, exactly (:func:`~torchmor.engine.quadratics.compress_quadratics`).
 
     Parameters
     ----------
@@ -64,7 +66,7 @@ class OdeLayerReductor(ProjectionBasedReductor):
 
     def reduced_chain(self, trial, test, offset):
         """Return the reduced chain for bases (n, r), which are None where the state is kept."""
-        return (-self.fom.operator.chain).reduce(trial, test, offset, self.interpolations)
+        return compress_quadratics((-self.fom.operator.chain).reduce(trial, test, offset, self.interpolations))
 
     def project_operators_to_subbasis(self, dims):
         if dims["RB"] != dims["test"]:
@@ -109,6 +111,12 @@ class FittedReductor(OdeLayerReductor):
         The :class:`~torchmor.engine.fitting.Training` data.
     ridge
         As in :func:`~torchmor.engine.fitting.fit_chain`.
+
+    Attributes
+    ----------
+    errors
+        Of the last reduction: how well what reads sampled stages was fitted, as in
+        :class:`~torchmor.engine.fitting.FittedChain`.
     """
 
     def __init__(self, fom, RB, points, training, test_basis=None, offset=None, ridge=None):
@@ -117,4 +125,7 @@ class FittedReductor(OdeLayerReductor):
 
     def reduced_chain(self, trial, test, offset):
         """Return the fitted chain for bases (n, r), which are None where the state is kept."""
-        return fit_chain(-self.fom.operator.chain, trial, test, offset, self.points, self.training, self.ridge)
+        chain = -self.fom.operator.chain
+        fitted = fit_chain(chain, trial, test, offset, self.points, self.training, self.ridge)
+        self.errors = fitted.errors
+        return compress_quadratics(fitted.chain)

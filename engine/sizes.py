@@ -9,6 +9,7 @@ import numpy as np
 
 from torchmor.engine.errors import SizeError
 from torchmor.engine.points import SELECTIONS
+from torchmor.engine.stages import StageChain
 
 Size = int | str | None
 
@@ -55,6 +56,31 @@ def stage_sizes(sizes: Size | Sequence[Size], count: int, name: str) -> list[Siz
         return [sizes] * count
     if len(sizes) != count:
         raise SizeError(f"expected one entry of {name} for each of the {count} stages, got {len(sizes)}: {sizes}")
+    return sizes
+
+
+def check_sizes(chain: StageChain, state_dim: Size, points: Size | list[Size], energy_rtol: float | None) -> list[Size]:
+    """Return the points of each stage of a chain, as asked.
+
+    Raises
+    ------
+    SizeError
+        A size is missing, or too large for its part.
+    """
+    if energy_rtol is None and None in (state_dim, *(points if isinstance(points, list) else [points])):
+        raise SizeError(
+            "expected sizes, or a tolerance to choose them by, got neither for some part: give state_dim and "
+            "points, or energy_rtol=1e-3"
+        )
+    if isinstance(state_dim, int) and state_dim > chain.state_size:
+        raise SizeError(too_large("state_dim", state_dim, chain.state_size))
+    sizes = stage_sizes(points, len(chain.stages), "points")
+    largest = max((stage.size for stage in chain.stages), default=0)
+    if isinstance(points, int) and chain.stages and points > largest:
+        raise SizeError(too_large("points", points, largest))
+    for stage, size in zip(chain.stages, sizes, strict=True):
+        if isinstance(points, list) and isinstance(size, int) and size > stage.size:
+            raise SizeError(too_large(f"points of stage '{stage.name}'", size, stage.size))
     return sizes
 
 

@@ -122,6 +122,15 @@ class StageChain:
         return any(source in affine.sources for affine in self.maps)
 
     @property
+    def time_stages(self) -> frozenset[str]:
+        """Names of the stages that depend on the time alone, as embeddings of the time do."""
+        found: set[str] = set()
+        for stage in self.stages:
+            if set(stage.argument.sources) <= {"t", *found}:
+                found.add(stage.name)
+        return frozenset(found)
+
+    @property
     def is_linear(self) -> bool:
         """Whether f is linear in y and reads nothing else."""
         return not self.stages and set(self.output.sources) <= {"y"} and not np.any(self.output.shift)

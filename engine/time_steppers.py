@@ -1,14 +1,12 @@
 """Explicit Runge–Kutta time stepping of pyMOR models on the time grid of an ODE layer."""
 
-from itertools import pairwise
-
 import numpy as np
 from pymor.algorithms.timestepping import TimeStepper
 from pymor.operators.interface import Operator
 from pymor.parameters.base import Mu
 
 from torchmor.engine.errors import SolverError
-from torchmor.engine.grids import step_grid
+from torchmor.engine.grids import plan_steps
 from torchmor.engine.tableaux import TABLEAUX
 
 
@@ -55,7 +53,7 @@ class LayerTimeStepper(TimeStepper):
 
 
 class RungeKuttaTimeStepper(LayerTimeStepper):
-    """The fixed-step solvers of torchdiffeq, on pyMOR operators.
+    """The fixed-step Runge–Kutta methods of the layers, on pyMOR operators.
 
     Parameters
     ----------
@@ -79,35 +77,28 @@ class RungeKuttaTimeStepper(LayerTimeStepper):
 
     def integrate(self, f, y, kinks=()):
         tableau = TABLEAUX[self.method]
-        sign = 1.0 if self.times[-1] > self.times[0] else -1.0
-        times = [sign * t for t in self.times]
-        grid = step_grid(times, self.step_size)
         yield y.copy()
-        j = 1
-        for t0, t1 in pairwise(grid):
-            h = sign * (t1 - t0)
-            slopes = []
-            for a, t in zip(tableau.a, tableau.times(t0, t1), strict=True):
+        for step in plan_steps(self.times, tableau, self.step_size):
+            h, slopes = step.size, []
+            for a, t in zip(tableau.a, step.times, strict=True):
                 stage = y.copy()
                 for weight, slope in zip(a, slopes, strict=True):
                     if weight:
                         stage.axpy(h * weight, slope)
-                slopes.append(f(sign * t, stage))
+                slopes.append(f(t, stage))
             y_next = y.copy()
             for weight, slope in zip(tableau.b, slopes, strict=True):
                 if weight:
                     y_next.axpy(h * weight, slope)
-            while j < len(times) and t1 >= times[j]:
-                x = (times[j] - t0) / (t1 - t0)
+            for x in step.outputs:
                 if self.interp == "linear":
                     yield y * (1 - x) + y_next * x if x < 1 else y_next.copy()
                 else:
-                    end_slope = f(sign * t1, y_next)
+                    end_slope = f(step.end, y_next)
                     yield (
                         y * ((1 + 2 * x) * (1 - x) ** 2)
                         + slopes[0] * (h * x * (1 - x) ** 2)
                         + y_next * (x**2 * (3 - 2 * x))
                         + end_slope * (h * x**2 * (x - 1))
                     )
-                j += 1
             y = y_next

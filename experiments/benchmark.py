@@ -1,195 +1,249 @@
 """Speed and memory on this machine: ``make bench``, or ``python -m torchmor.experiments.benchmark``.
 
-Networks here have random weights and random states: for times the sizes count, not what was learned. What a reduction
-does to accuracy is shown by `torchmor demo`.
+The networks are those of `torchmor convolutional` on images of 28 × 28 pixels, reduced to the sizes that are distilled
+there, with random weights: for times the sizes count, not what was learned. What a reduction does to accuracy is shown
+by that command.
 """
 
 import copy
 import json
-import multiprocessing
-import resource
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-import numpy as np
 import torch
-from pymor.core.logger import log_levels
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from torchmor.adapters import ODELayer, full_order_model, reduce_network
+from torchmor.adapters import fold, reduce_network
 from torchmor.adapters.atomic import atomic_path
-from torchmor.adapters.steps import COARSE, Steps, set_solver
-from torchmor.engine.bases import pod
+from torchmor.adapters.steps import COARSE, solved_by
+from torchmor.experiments.convolutional import EXPERIMENT
+from torchmor.experiments.experiment import LAYER
+from torchmor.experiments.floor import Machine, measure_machine, needs
+from torchmor.experiments.networks import NetworkRecipe
+from torchmor.experiments.offline_costs import offline_costs, print_costs
 from torchmor.experiments.progress import progress
+from torchmor.experiments.runtimes import TorchodeLayer, Unrolled, compiled, eager, in_onnx_runtime
+from torchmor.experiments.stand_in import stand_in
 from torchmor.experiments.surroundings import surroundings, threads, threads_in_words
-from torchmor.experiments.table import milliseconds, ratio
+from torchmor.experiments.table import NOTHING, milliseconds, ratio
 from torchmor.experiments.timing import compare_times
+from torchmor.experiments.verdict import PARTS
 
-BATCHES = (1, 32, 256)
+BATCHES = (1, 32, 256, 2048)
 THREADS = (1, 2)
-STATE = (16, 14, 14)
-SIZES = ((16, 32), (64, 128))
-REDUCED_WITH = (Steps("midpoint", 1), Steps("euler", 2))
+
+#: Samples that networks are reduced with, and entries of a sampled encoder for each reduced state.
+SAMPLES, ENTRIES_PER_STATE = 2048, 4
+
+EAGER, COMPILED, ONNX = "torch", "compiled", "ONNX Runtime"
+
+#: Seconds that repeated calls of all rows at one batch may take.
+BUDGET_S = 12.0
 
 
-def convolution(channels: int) -> nn.Module:
-    """Return the ODE function ``tanh(K ∗ y + b)`` with a convolution of 3 × 3."""
-    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.Tanh())
+@dataclass(frozen=True)
+class Subject:
+    """Something that is timed.
+
+    Parameters
+    ----------
+    network
+        Key of the network.
+    part
+        "layer" or "network".
+    name, runtime
+        What it is, and what runs it.
+    ready
+        Number of threads → batch → call.
+    module
+        The module, where torch runs it as it is.
+    floor
+        Whether the module is compared with what the machine could do at best.
+    """
+
+    network: str
+    part: str
+    name: str
+    runtime: str
+    ready: Callable[[int], Callable[[Tensor], Callable[[], object]]]
+    module: nn.Module | None = None
+    floor: bool = False
 
 
-def layers() -> dict[tuple[str, str], nn.Module]:
-    """Return the layers that are timed, by name and solver: the full one, and two reduced ones."""
-    torch.manual_seed(0)
-    full = ODELayer(convolution(STATE[0]))
-    named = {"full": full}
-    for r, m in SIZES:
-        named[f"r {r}, m {m}"] = reduce_network(
-            full, "", torch.randn(64, *STATE), state_dim=r, points=m, progress=False
-        )
-    found = {(name, layer.method): layer for name, layer in named.items()}
-    for name, layer in named.items():
-        for steps in COARSE if layer is full else REDUCED_WITH:
-            found[name, str(steps)] = coarse = copy.deepcopy(layer)
-            set_solver(coarse, steps)
-    return found
+def subjects(recipe: NetworkRecipe, folder: Path, samples: int = SAMPLES) -> tuple[list[Subject], dict[str, Tensor]]:
+    """Return what is timed of a network, and its arguments: images, and states for the layer alone."""
+    data = stand_in(max(samples, *BATCHES))
+    full = recipe.network(data, 0).eval().requires_grad_(False)
+    images = data.train.inputs
+    sizes = EXPERIMENT.levels.distilled[recipe.key][0]
+    small = reduce_network(
+        full,
+        LAYER,
+        images[:samples],
+        state_dim=sizes.r,
+        points=sizes.m,
+        metric="agreement",
+        progress=False,
+    )
+    small = solved_by(small, LAYER, sizes.solver).requires_grad_(False)
+    words = f"r {sizes.r}, m {sizes.m}, {sizes.solver}"
+    folded = {f"{words}, folded": fold(small, images[:2])}
+    sampled = fold(small, images[:samples], sampled_encoder=ENTRIES_PER_STATE * sizes.r)
+    if not sampled.explain().exact:
+        folded[f"{words}, folded, sampled encoder"] = sampled
+    with torch.no_grad():
+        states = full.stem(images)
+
+    def torch_row(part: str, name: str, module: nn.Module, floor: bool = False) -> Subject:
+        return Subject(recipe.key, part, name, EAGER, lambda count: eager(module), module, floor)
+
+    def compiled_row(part: str, name: str, module: nn.Module) -> Subject:
+        return Subject(recipe.key, part, name, COMPILED, lambda count: compiled(module))
+
+    def onnx_row(part: str, name: str, module: nn.Module) -> Subject:
+        example = states if part == "layer" else images
+        file = f"{recipe.key}-{part}-{name}".replace(" ", "-").replace(",", "")
+        return Subject(recipe.key, part, name, ONNX, in_onnx_runtime(module, folder, file, example[:3]))
+
+    coarse = {str(steps): solved_by(full, LAYER, steps) for steps in COARSE}
+    layer, reduced = full.ode, small.ode
+    rows = [
+        torch_row("layer", f"full, {layer.method}", layer),
+        Subject(recipe.key, "layer", f"full, {layer.method}", "torchode", lambda count: eager(TorchodeLayer(layer))),
+        *(torch_row("layer", f"full, {name}", network.ode) for name, network in coarse.items()),
+        *(compiled_row("layer", f"full, {name}", Unrolled(network.ode)) for name, network in coarse.items()),
+        torch_row("layer", words, reduced, floor=True),
+        compiled_row("layer", words, reduced),
+        onnx_row("layer", words, reduced),
+        onnx_row("layer", f"one product, n to {sizes.r}", nn.Sequential(nn.Flatten(), copy.deepcopy(reduced.encode))),
+        torch_row("network", f"full, {layer.method}", full),
+        *(torch_row("network", f"full, {name}", network) for name, network in coarse.items()),
+        *(onnx_row("network", f"full, {name}", network) for name, network in coarse.items()),
+        torch_row("network", words, small),
+        onnx_row("network", words, small),
+    ]
+    for name, network in folded.items():
+        rows += [
+            torch_row("network", name, network, floor=True),
+            compiled_row("network", name, network),
+            onnx_row("network", name, network),
+        ]
+    pixels = images[0].numel()
+    product = nn.Sequential(nn.Flatten(), nn.Linear(pixels, sizes.r))
+    rows.append(onnx_row("network", f"one product, {pixels} to {sizes.r}", product))
+    return rows, {"layer": states, "network": images}
 
 
-def layer_times(timed: dict[tuple[str, str], nn.Module], device: str, count: int, repeats: int) -> list[dict[str, Any]]:
-    """Time the layers, encoding and decoding included, with a number of threads.
+def times(
+    rows: Sequence[Subject], arguments: dict[str, Tensor], machine: Machine, batches: Sequence[int], repeats: int
+) -> list[dict[str, Any]]:
+    """Time all rows with the machine's threads, interleaved, batch by batch.
 
     Returns
     -------
     list of dict
-        For each layer and batch: "layer", "solver", "device", "batch", and the entries of
-        :class:`~torchmor.experiments.timing.Timing`.
+        For each row and batch: "network", "part", "name", "runtime", "device", "batch", "floor_s" (None where there is
+        none), and the entries of :class:`~torchmor.experiments.timing.Timing`.
     """
-    states = torch.randn(max(BATCHES), *STATE, generator=torch.Generator().manual_seed(1)).to(device)
-    there = {key: copy.deepcopy(layer).to(device) for key, layer in timed.items()}
-    rows = []
-    with threads(count), progress(f"layers on {device}, {count} threads", len(BATCHES) * (repeats + 2)) as bar:
-        for batch in BATCHES:
-            calls = {key: _call(layer, states[:batch]) for key, layer in there.items()}
-            for (name, solver), timing in compare_times(calls, repeats=repeats, progress=bar).items():
-                rows.append({"layer": name, "solver": solver, "device": device, "batch": batch} | asdict(timing))
-    return rows
+    found = []
+    torch._dynamo.reset()  # code is compiled for a number of threads
+    with threads(machine.threads), torch.no_grad():
+        ready = [row.ready(machine.threads) for row in rows]
+        words = f"network {rows[0].network}, {threads_in_words(machine.threads)}"
+        with progress(words, len(batches)) as bar:
+            for batch in batches:
+                parts = {part: value[:batch].clone() for part, value in arguments.items()}
+                calls = {i: prepare(parts[row.part]) for i, (row, prepare) in enumerate(zip(rows, ready, strict=True))}
+                timed = compare_times(calls, repeats=repeats, budget_s=BUDGET_S)
+                for i, row in enumerate(rows):
+                    floor = None
+                    if row.floor:
+                        floor = machine.floor_s(*needs(row.module, parts[row.part]))
+                    found.append(_entry(row, "cpu", batch, floor) | asdict(timed[i]))
+                bar.advance()
+    return found
 
 
-def pod_of_many_snapshots() -> Callable[[], Any]:
-    """POD, 6,000 snapshots in 3,136 dimensions."""
-    random = np.random.default_rng(0)
-    snapshots = random.standard_normal((3136, 500)) @ random.standard_normal((500, 6000))
-    return lambda: pod(snapshots, 64)
-
-
-def trace_and_restrict() -> Callable[[], Any]:
-    """Trace a convolution of 64 channels on 32 × 32, and restrict it to 256 points."""
-    layer, state = ODELayer(convolution(64)), torch.randn(1, 64, 32, 32)
-    dofs = np.random.default_rng(0).choice(state.numel(), 256, replace=False)
-    return lambda: full_order_model(layer, state).operator.restricted(dofs)
-
-
-def whole_reduction() -> Callable[[], Any]:
-    """reduce_network, n = 3,136 to r = 64 and m = 128, 500 samples."""
-    layer, states = ODELayer(convolution(STATE[0])), torch.randn(500, *STATE)
-    return lambda: reduce_network(layer, "", states, state_dim=64, points=128, progress=False)
-
-
-OFFLINE = (pod_of_many_snapshots, trace_and_restrict, whole_reduction)
-
-
-def offline_costs(count: int) -> list[dict[str, Any]]:
-    """Measure what is done once, each in a process of its own: wall time, and peak memory above that before."""
-    processes = multiprocessing.get_context("spawn")
-    costs = []
-    with progress("offline", len(OFFLINE)) as bar:
-        for task in OFFLINE:
-            with processes.Pool(1) as pool:
-                costs.append(pool.apply(_cost, (task, count)))
-            bar.advance()
-    return costs
+def times_on_cuda(
+    rows: Sequence[Subject], arguments: dict[str, Tensor], batches: Sequence[int], repeats: int
+) -> list[dict[str, Any]]:
+    """Time the rows that torch runs on a GPU, in the form of :func:`times`; there is no floor."""
+    found = []
+    rows = [row for row in rows if row.module is not None]
+    modules = [copy.deepcopy(row.module).cuda() for row in rows]
+    for batch in batches:
+        parts = {part: value[:batch].cuda() for part, value in arguments.items()}
+        calls = {i: eager(modules[i])(parts[row.part]) for i, row in enumerate(rows)}
+        timed = compare_times(calls, repeats=repeats, budget_s=BUDGET_S)
+        found += [_entry(row, "cuda", batch, None) | asdict(timed[i]) for i, row in enumerate(rows)]
+    return found
 
 
 def run(
     *,
     out: Annotated[Path, cyclopts.Parameter(help="JSON file for the raw numbers.")] = Path("reports/benchmark.json"),
-    repeats: Annotated[int, cyclopts.Parameter(help="Calls of which the median time is taken.")] = 7,
+    repeats: Annotated[int, cyclopts.Parameter(help="Calls of which the median time is taken, at most.")] = 15,
 ) -> None:
-    """Measure how fast full and reduced ODE layers are here, and what a reduction costs."""
+    """Measure how fast full and reduced networks are here, and what a reduction costs."""
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    timed = layers()
-    rows = [row for count in THREADS for row in layer_times(timed, "cpu", count, repeats)]
-    if torch.cuda.is_available():
-        rows += layer_times(timed, "cuda", 1, repeats)
-    offline = offline_costs(min(THREADS))  # more threads are slower where others use the cores too
-    print_times(console, rows)
+    machines = [measure_machine(count) for count in THREADS]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for recipe in EXPERIMENT.recipes:
+            timed, arguments = subjects(recipe, Path(folder))
+            rows += [row for machine in machines for row in times(timed, arguments, machine, BATCHES, repeats)]
+            if torch.cuda.is_available():
+                rows += times_on_cuda(timed, arguments, BATCHES, repeats)
+    offline = offline_costs(max(THREADS))
+    for recipe in EXPERIMENT.recipes:
+        for part in ("layer", "network"):
+            print_times(console, [row for row in rows if (row["network"], row["part"]) == (recipe.key, part)])
+    for machine in machines:
+        console.print(
+            f"{threads_in_words(machine.threads)}: {machine.bytes_per_s / 1e9:.1f} GB/s, "
+            f"{machine.operations_per_s / 1e9:.0f} · 10⁹ multiply–adds/s",
+            highlight=False,
+        )
     print_costs(console, offline)
     result = {"command": "python -m torchmor.experiments.benchmark", "surroundings": surroundings()}
+    result |= {"machine": [asdict(machine) for machine in machines], "times": rows, "offline": offline}
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
-        temporary.write_text(json.dumps(result | {"layers": rows, "offline": offline}, indent=1) + "\n")
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
     console.print(f"raw numbers: {out}", highlight=False)
 
 
-def print_times(console: Console, rows: list[dict[str, Any]]) -> None:
-    """Print one line for each layer, and one column for each device, number of threads and batch."""
+def print_times(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """Print one line for each row of a network's part, and one column for each device, number of threads and batch."""
     places = list(dict.fromkeys((row["device"], row["threads"], row["batch"]) for row in rows))
-    wall_s = {(row["layer"], row["solver"], row["device"], row["threads"], row["batch"]): row["wall_s"] for row in rows}
-    title = f"ODE layer on a state of {' × '.join(map(str, STATE))}, ms (gain on the full layer with 1 midpoint step)"
+    cells = {
+        (row["name"], row["runtime"], row["device"], row["threads"], row["batch"]): milliseconds(row["wall_s"])
+        + (f" ({ratio(row['wall_s'] / row['floor_s'])})" if row["floor_s"] else "")
+        for row in rows
+    }
+    title = f"Network {rows[0]['network']}, {PARTS[rows[0]['part']]}: ms (times the floor)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("layer, solver", vertical="bottom")
+    table.add_column("what, solver", vertical="bottom")
+    table.add_column("in", vertical="bottom")
     for device, count, batch in places:
         where = device if device != "cpu" else threads_in_words(count)
-        table.add_column(f"{where}\n×{batch}", justify="right", no_wrap=True)
-    for layer, solver in dict.fromkeys((row["layer"], row["solver"]) for row in rows):
-        cells = []
-        for place in places:
-            wall = wall_s[layer, solver, *place]
-            cells.append(f"{milliseconds(wall)} ({ratio(wall_s['full', str(REDUCED_WITH[0]), *place] / wall)})")
-        table.add_row(f"{layer}, {solver}", *cells)
+        table.add_column(f"{where}\n×{batch:,}", justify="right", no_wrap=True)
+    for name, runtime in dict.fromkeys((row["name"], row["runtime"]) for row in rows):
+        table.add_row(name, runtime, *(cells.get((name, runtime, *place), NOTHING) for place in places))
     console.print(table, highlight=False)
 
 
-def print_costs(console: Console, costs: list[dict[str, Any]]) -> None:
-    """Print what is done once."""
-    title = f"Done once, {threads_in_words(costs[0]['threads'])}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("what", "s", "peak memory, MiB"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    for cost in costs:
-        table.add_row(cost["what"], f"{cost['wall_s']:.3g}", f"{cost['peak_bytes'] / 2**20:,.0f}")
-    console.print(table, highlight=False)
-
-
-def _cost(task: Callable[[], Callable[[], Any]], count: int) -> dict[str, Any]:
-    with threads(count), log_levels({"pymor": "WARNING"}):
-        call = task()
-        before, start = _peak_bytes(reset=True), time.perf_counter()
-        call()
-        wall_s = time.perf_counter() - start
-    what = task.__doc__.strip().rstrip(".")
-    return {"what": what, "wall_s": wall_s, "peak_bytes": _peak_bytes() - before, "threads": count}
-
-
-def _peak_bytes(reset: bool = False) -> int:
-    """Return the largest resident memory of this process; on Linux since the last reset."""
-    if not sys.platform.startswith("linux"):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if reset:  # a new process starts with the peak of its parent
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def _call(layer: nn.Module, states: Tensor) -> Callable[[], Tensor]:
-    return lambda: layer(states)
+def _entry(row: Subject, device: str, batch: int, floor_s: float | None) -> dict[str, Any]:
+    names = ("network", "part", "name", "runtime")
+    return {name: getattr(row, name) for name in names} | {"device": device, "batch": batch, "floor_s": floor_s}
 
 
 if __name__ == "__main__":

@@ -41,12 +41,15 @@ class Candidate:
         The network.
     solver
         Solver of its ODE layer; None is the layer's own.
+    offline_s
+        Seconds that it took to make the network.
     """
 
     method: str
     sizes: Mapping[str, int]
     network: nn.Module
     solver: Steps | None = None
+    offline_s: float = 0.0
 
     @property
     def size(self) -> str:
@@ -81,6 +84,8 @@ class Row:
         measured.
     correct
         Which test samples get the right class, :func:`~torchmor.experiments.accuracy.packed`: to compare rows in pairs.
+    offline_s
+        Seconds that it took to make the network; what several networks share counts for the first of them.
     """
 
     method: str
@@ -96,6 +101,7 @@ class Row:
     layer: dict[int, Timing]
     network: dict[int, Timing]
     correct: str = ""
+    offline_s: float = 0.0
 
     @property
     def ours(self) -> bool:
@@ -191,6 +197,7 @@ class Measurement:
             layer=self._layer_times(network) if timed else {},
             network=self._times(network, (self._inputs,), self._yardstick, (self._inputs,)) if timed else {},
             correct=packed(predicted == labels),
+            offline_s=candidate.offline_s,
         )
 
     def _layer_times(self, network: nn.Module) -> dict[int, Timing]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 from rich.console import Console
@@ -196,15 +196,19 @@ class _OnSeed:
         words = f"measuring network {self.run.recipe.key}, seed {self.seed}"
         rows_to_come = 1 + len(coarse) + len(jobs) + own * sum(job.own_solver for job in jobs)
         with progress(words, rows_to_come) as bar:
-            rows = [row for solver in (None, *coarse) for row in self._measured(full, solver, bar)]
+            rows = [
+                row
+                for solver in (None, *coarse)
+                for row in self._measured(full, lambda: (self.network, 0.0), solver, bar)
+            ]
             self.companion = companion or self._cheapest_adequate(rows, coarse)
             for job in self.compression.jobs(self.companion, first):
-                job = replace(job, make=cache(job.make))
+                made = cache(partial(_timed, job.make))
                 solvers = [None] if (own and job.own_solver) or self.companion is None else []
                 solvers += [] if self.companion is None or job.method == "skipped" else [self.companion]
                 solvers = solvers if job.solver is None else [job.solver]
                 for solver in solvers:
-                    rows += self._measured(job, solver, bar)
+                    rows += self._measured(job, made, solver, bar)
         return rows, self.failures
 
     def _cheapest_adequate(self, rows: Sequence[Row], coarse: Sequence[Steps]) -> Steps | None:
@@ -215,13 +219,16 @@ class _OnSeed:
         ]
         return coarse[min(good)[-1]] if good else None
 
-    def _measured(self, job: Job, solver: Steps | None, bar: Progress) -> Iterator[Row]:
-        """Yield the row of a job if there is one."""
+    def _measured(
+        self, job: Job, made: Callable[[], tuple[nn.Module, float]], solver: Steps | None, bar: Progress
+    ) -> Iterator[Row]:
+        """Yield the row of a job if there is one; `made` returns its network and the seconds that it took to make."""
         key = (self.run.recipe.key, self.seed, job.method, job.sizes, str(solver or "own"))
         found = self.run.results.find(*key)
         if found is None:
             try:
-                candidate = Candidate(job.method, job.sizes, job.make(), solver)
+                network, offline_s = made()
+                candidate = Candidate(job.method, job.sizes, network, solver, offline_s)
                 found = self.measurement.row(candidate, timed=self.timed)
             except TorchmorError as error:
                 found = f"{type(error).__name__}: {error}"
@@ -232,6 +239,11 @@ class _OnSeed:
         else:
             words = ", ".join(filter(None, (METHODS[job.method].words, size_words(job.sizes), str(solver or ""))))
             self.failures.append(f"{words}, seed {self.seed}: {found}")
+
+
+def _timed(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
+    start = time.perf_counter()
+    return make(), time.perf_counter() - start
 
 
 def layer_size(network: nn.Module, data: DataSet) -> int:

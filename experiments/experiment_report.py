@@ -130,6 +130,7 @@ def write_results_table(path: Path, networks: Sequence[NetworkResult]) -> None:
             "agreement_percent": row.agreement,
             "difference_low_points": row.difference_interval[0],
             "difference_high_points": row.difference_interval[1],
+            "offline_s": row.offline_s,
         }
         for part, batch in TIMES:
             timing = getattr(row, part).get(batch)

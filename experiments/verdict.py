@@ -63,6 +63,7 @@ def findings(found: Sequence[Entry]) -> list[str]:
     rival = to_beat(timed)
     lines.append(_to_beat(full.row, rival.row, full.accuracy, rival.accuracy))
     lines += [_fastest(timed, part, batch) for part in PARTS for batch in sorted(BATCHES, reverse=True)]
+    lines += _distillation(timed)
     if any(entry.row.ours for entry in timed):
         lines.append(_reduction([entry.row for entry in timed], rival.row))
     best = best_of_methods(timed)
@@ -75,6 +76,24 @@ def findings(found: Sequence[Entry]) -> list[str]:
         )
     good = [entry for entry in best.values() if entry.compressed and entry.adequate]
     return [*lines, _on_test_data(good)] if good else lines
+
+
+def _distillation(found: Sequence[Entry]) -> list[str]:
+    """Say how the distilled rows do beside their controls, and how long distilling took."""
+    rows = {key: {tuple(entry.row.sizes.items()): entry for entry in found if entry.row.method == key}
+            for key in ("distilled", "control")}  # fmt: skip
+    pairs = [(entry, rows["control"][size]) for size, entry in rows["distilled"].items() if size in rows["control"]]
+    if not pairs:
+        return []
+    gains = ", ".join(
+        f"{entry.row.size}: {signed(entry.difference.mean)} against {signed(control.difference.mean)}"
+        for entry, control in pairs
+    )
+    longest = max(entry.row.offline_s for entry, _ in pairs)
+    return [
+        "Distilled from the reduction, and from random numbers as its control, networks differ from the full one by so "
+        f"many points: {gains}. Distilling one took at most {longest:.0f} s."
+    ]
 
 
 def to_beat(found: Sequence[Entry]) -> Entry | None:

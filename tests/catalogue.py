@@ -183,6 +183,25 @@ def set_time(self, t, y):
     return self.layer(y)
 
 
+def embedded_time(self, t, y):
+    phases = t * torch.arange(1, 4, dtype=y.dtype, device=y.device)
+    embedding = self.embed(torch.cat([phases.sin(), phases.cos()])[None])
+    return self.out(torch.tanh(self.into(y) + embedding))
+
+
+class ConcatSquash(nn.Module):
+    """A linear layer with a gate and a bias that depend on the time."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.layer, self.gate = nn.Linear(inputs, outputs), nn.Linear(1, outputs)
+        self.bias = nn.Linear(1, outputs, bias=False)
+
+    def forward(self, t, y):
+        t = t.reshape(1, 1).to(y)
+        return self.layer(y) * torch.sigmoid(self.gate(t)) + self.bias(t)
+
+
 # -- convolutions ------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +219,40 @@ def batch_norm() -> nn.Module:
 def functional(self, t, y):
     h = F.conv2d(y, self.k, self.b, padding=1)
     return F.linear(torch.tanh(h.flatten(1)), self.W).view_as(y)
+
+
+# -- normalisation -----------------------------------------------------------------------------------------------------
+
+
+def varied(net: nn.Module) -> nn.Module:
+    """Give all normalisations a scale and shift that are not trivial."""
+    for part in net.modules():
+        for name, p in part.named_parameters(recurse=False):
+            if "Norm" in type(part).__name__:
+                nn.init.normal_(p, float(name == "weight"), 0.3)
+    return net
+
+
+class GroupNormalised(nn.Module):
+    """torchdiffeq's example in full: group normalisation, and convolutions with a time channel."""
+
+    def __init__(self, channels, groups):
+        super().__init__()
+        self.conv1, self.conv2 = TimeChannelConv(channels), TimeChannelConv(channels)
+        self.norm1, self.norm2, self.norm3 = (nn.GroupNorm(groups, channels) for _ in range(3))
+        self.relu = nn.ReLU(inplace=True)
+        self.nfe = 0
+
+    def forward(self, t, y):
+        self.nfe += 1
+        out = self.conv1(t, self.relu(self.norm1(y)))
+        return self.norm3(self.conv2(t, self.relu(self.norm2(out))))
+
+
+def u_net(self, t, y):
+    fine = torch.relu(self.fine(y))
+    coarse = torch.relu(self.down(fine))
+    return self.out(torch.cat([fine, self.up(coarse)], dim=1))
 
 
 # -- products and gates ------------------------------------------------------------------------------------------------
@@ -225,6 +278,31 @@ def gru_parts() -> dict[str, nn.Module]:
 def second_order(self, t, y):
     x, v = y.chunk(2, dim=1)
     return torch.cat([v, -torch.sin(x) - 0.1 * v + self.force(x)], dim=1)
+
+
+def controlled(self, t, y, u):
+    """A Neural CDE: a matrix of the state times the derivative of its control."""
+    return (self.F(y).view(-1, 5, 3) @ u[:, :, None])[:, :, 0]
+
+
+def hypernetwork(self, t, y):
+    """Weights that are functions of the time."""
+    W, b = self.weights(t.reshape(1, 1)).split((24, 4), dim=1)
+    return torch.einsum("bi,wi->bw", y, W.view(4, 6)).add(b).tanh() @ self.V
+
+
+def mixture(self, t, y):
+    """Two experts, weighed by a softmax that is written out."""
+    weights = torch.exp(self.gate(y))
+    weights = weights / weights.sum(1, keepdim=True)
+    return (weights[:, :, None] * torch.stack([self.a(y), torch.tanh(self.b(y))], dim=1)).sum(1)
+
+
+def predator_prey(self, t, y):
+    """Known physics, and a network for the rest."""
+    x, v = y[:, :1], y[:, 1:]
+    known = torch.cat([1.5 * x - x * v, x * v - 3 * v], dim=1)
+    return known + self.rest(y)
 
 
 CATALOGUE = {
@@ -296,6 +374,25 @@ CATALOGUE = {
         reads_time=True,
     ),
     "time as attribute": Entry(lambda: module(set_time, layer=TimeAttribute()), (6,), reads_time=True),
+    "time, embedded": Entry(
+        lambda: module(
+            embedded_time,
+            embed=nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 7)),
+            into=nn.Linear(5, 7),
+            out=nn.Linear(7, 5),
+        ),
+        (5,),
+        4,
+        reads_time=True,
+    ),
+    "concat-squash": Entry(
+        lambda: module(
+            lambda self, t, y: self.b(t, torch.tanh(self.a(t, y))), a=ConcatSquash(5, 8), b=ConcatSquash(8, 5)
+        ),
+        (5,),
+        2,
+        reads_time=True,
+    ),
     # convolutions
     "convolution": Entry(conv(), (4, 5, 4)),
     "convolution, dilated": Entry(conv(dilation=2, padding=2), (4, 5, 6)),
@@ -338,6 +435,46 @@ CATALOGUE = {
     "functional": Entry(
         lambda: module(functional, k=parameter(2, 2, 3, 3), b=parameter(2), W=parameter(18, 18)), (2, 3, 3)
     ),
+    "residual, activated": Entry(
+        lambda: module(
+            lambda self, t, y: torch.relu(y + 0.5 * torch.tanh(self.a(y)).flip(1)), a=nn.Conv2d(2, 2, 3, padding=1)
+        ),
+        (2, 3, 4),
+    ),
+    "U-net": Entry(
+        lambda: module(
+            u_net,
+            fine=nn.Conv2d(2, 3, 3, padding=1),
+            down=nn.Conv2d(3, 4, 4, 2, 1),
+            up=nn.ConvTranspose2d(4, 3, 4, 2, 1),
+            out=nn.Conv2d(6, 2, 1),
+        ),
+        (2, 4, 4),
+        2,
+    ),
+    # normalisation
+    "group normalisation": Entry(lambda: varied(GroupNormalised(4, 2)), (4, 3, 3), 9, reads_time=True),
+    "layer normalisation": Entry(
+        lambda: varied(nn.Sequential(nn.Linear(6, 9), nn.LayerNorm(9), nn.Tanh(), nn.Linear(9, 6))), (6,), 3
+    ),
+    "layer normalisation of images": Entry(
+        lambda: nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.LayerNorm((2, 3, 3), elementwise_affine=False)),
+        (2, 3, 3),
+        3,
+    ),
+    "instance normalisation": Entry(
+        lambda: varied(
+            nn.Sequential(
+                nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.InstanceNorm2d(3, affine=True), nn.Conv2d(3, 2, 1)
+            )
+        ),
+        (2, 3, 4),
+        4,
+    ),
+    "RMS normalisation": Entry(lambda: varied(nn.Sequential(nn.Linear(5, 5), nn.RMSNorm(5, 1e-5), nn.SiLU())), (5,), 3),
+    "on a sphere": Entry(
+        lambda: module(lambda self, t, y: self.A(F.normalize(y, dim=1)) - y, A=nn.Linear(6, 6)), (6,), 3
+    ),
     # products and gates
     "square": Entry(lambda: lambda t, y: y * y - y, (5,)),
     "logistic": Entry(lambda: lambda t, y: 2.0 * y * (1 - y / 3), (5,)),
@@ -347,8 +484,28 @@ CATALOGUE = {
     "Lotka-Volterra": Entry(lambda: module(lotka_volterra, a=parameter(3), b=parameter(3)), (6,)),
     "gate": Entry(lambda: module(lambda self, t, y: y * torch.sigmoid(self.W(y)), W=nn.Linear(7, 7)), (7,)),
     "gated linear unit": Entry(lambda: nn.Sequential(nn.Linear(5, 10), nn.GLU()), (5,)),
-    "GRU": Entry(lambda: module(gru, **gru_parts()), (6,), 3, p=3),
-    "GRU cell": Entry(lambda: module(lambda self, t, y, u: self.cell(u, y) - y, cell=nn.GRUCell(3, 6)), (6,), 3, p=3),
+    "GRU": Entry(lambda: module(gru, **gru_parts()), (6,), 2, p=3),
+    "GRU cell": Entry(lambda: module(lambda self, t, y, u: self.cell(u, y) - y, cell=nn.GRUCell(3, 6)), (6,), 2, p=3),
+    "controlled": Entry(
+        lambda: module(controlled, F=nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 15), nn.Tanh())),
+        (5,),
+        2,
+        p=3,
+    ),
+    "hypernetwork": Entry(
+        lambda: module(
+            hypernetwork, weights=nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 28)), V=parameter(4, 6)
+        ),
+        (6,),
+        3,
+        reads_time=True,
+    ),
+    "mixture of experts": Entry(
+        lambda: module(mixture, gate=nn.Linear(4, 2), a=nn.Linear(4, 4), b=nn.Linear(4, 4)), (4,), 4
+    ),
+    "physics and network": Entry(
+        lambda: module(predator_prey, rest=nn.Sequential(nn.Linear(2, 7), nn.Tanh(), nn.Linear(7, 2))), (2,), 2
+    ),
     "second order": Entry(lambda: module(second_order, force=nn.Sequential(nn.Linear(4, 4), nn.Tanh())), (8,), 2),
 }
 
@@ -407,6 +564,9 @@ OPAQUE = (
     "bottleneck",
     "pooling",
     "flattened",
+    "group normalisation",
+    "instance normalisation",
+    "controlled",
     "gate",
     "GRU",
     "second order",

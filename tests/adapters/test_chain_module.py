@@ -10,6 +10,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from catalogue import CATALOGUE, traced
+from operation_counter import Operations
 from torchmor.adapters.chain_module import AffineModule, ChainModule
 from torchmor.adapters.conversion import chain_to_module
 from torchmor.engine.expressions import Expression
@@ -33,6 +34,43 @@ def test_equals_the_function(name, batch):
     if batch:
         expected = entry.values(*entry.columns(batch, seed=3), t=0.3)
         torch.testing.assert_close(value.detach().T.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+@catalogue
+def test_several_evaluations_at_once(name):
+    """Law: ``module(y, known=module.along(times, u, y)[i]) == module(y, u[i], times[i])``."""
+    module, (y, u, _) = module_and_arguments(name)
+    times = (0.3, -0.2, 1.7)
+    inputs = None if u is None else torch.stack([u, 2 * u, u - 1])
+    for i, known in enumerate(module.along(times, inputs, y)):
+        expected = module(y, None if u is None else inputs[i], times[i])
+        torch.testing.assert_close(module(y, known=known), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_what_is_known_costs_nothing():
+    """Stages of the time and the input alone, or of nothing, are evaluated once for all; sources of size 0 never."""
+    tanh, twice = Expression.of("tanh"), Expression.of("mul")
+    maps = [({}, 2), ({"u": 3, "t": 1, "g1": 2}, 8), ({"y": 4, "u": 0}, 5), ({"g2": 4, "g3": 5, "t": 1}, 4)]
+    module = ChainModule(4, 3, [tanh, twice, tanh], maps, **DOUBLE)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    y, u, times = torch.randn(6, 4, **DOUBLE), torch.randn(5, 6, 3, **DOUBLE), (0.0, 0.1, 0.2, 0.3, 0.4)
+    known = module.along(times, u, y)
+    with Operations() as count:
+        values = [module(y, known=each) for each in known]
+    assert count.of == {"addmm": 10, "tanh": 5}
+    for i, value in enumerate(values):
+        g1 = torch.tanh(module.stages[0].bias)
+        a, b = (
+            torch.cat([u[i], torch.full((6, 1), times[i], **DOUBLE), g1.expand(6, 2)], 1)
+            .matmul(module.stages[1].weight.T)
+            .add(module.stages[1].bias)
+            .chunk(2, 1)
+        )
+        g3 = torch.tanh(y @ module.stages[2].weight.T + module.stages[2].bias)
+        g = torch.cat([a * b, g3, torch.full((6, 1), times[i], **DOUBLE)], 1)
+        torch.testing.assert_close(value, g @ module.output.weight.T + module.output.bias, rtol=1e-12, atol=1e-12)
 
 
 @catalogue

@@ -28,7 +28,7 @@ def both(signal, time, dtype=torch.float64):
     """u(time) by the two ways of evaluation, which must agree."""
     t = instant(time, dtype)
     value, on_host = on_device(signal, t), signal(t)
-    assert torch.equal(on_host, signal(t, round_to(time, dtype)))
+    torch.testing.assert_close(signal.along([time])[0], on_host, rtol=2 * torch.finfo(dtype).eps, atol=0)
     torch.testing.assert_close(on_host, value, rtol=4 * torch.finfo(dtype).eps, atol=0)
     return value
 
@@ -55,7 +55,7 @@ def test_signal_equals_the_samples_at_their_times(interpolation, sign, dtype):
     for i, time in enumerate(times):
         assert torch.equal(on_device(signal, instant(time, dtype)), u[:, i])
         assert torch.equal(signal(instant(time, dtype)), u[:, i])
-        assert torch.equal(signal(instant(time, dtype), round_to(time, dtype)), u[:, i])
+        assert torch.equal(signal.along([time])[0], u[:, i])
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -92,6 +92,48 @@ def test_previous_changes_at_a_time_and_is_the_old_value_one_unit_before(sign, d
 def test_host_and_device_evaluation_agree(time, interpolation, sign):
     u = torch.randn(2, 4, 1, generator=torch.Generator().manual_seed(1), **DOUBLE).abs() + 1
     both(SampledSignal(u, [sign * knot for knot in TIMES], interpolation), sign * time)
+
+
+@given(
+    st.lists(st.floats(-1, 3, width=16), min_size=1, max_size=6),
+    st.sampled_from(["linear", "previous"]),
+    st.sampled_from([1, -1]),
+    st.sampled_from([torch.float64, torch.float32]),
+)
+def test_several_times_at_once(times, interpolation, sign, dtype):
+    """Law: ``along(times)`` equals ``torch.stack([signal(t) for t in times])``."""
+    u = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    signal = SampledSignal(u, [sign * knot for knot in TIMES], interpolation)
+    expected = torch.stack([signal(instant(time, dtype)) for time in times])
+    value = signal.along(times)
+    assert value.shape == (len(times), 2, 3)
+    torch.testing.assert_close(value, expected, rtol=8 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
+
+
+def test_samples_at_their_own_times_are_not_copied():
+    u = samples()
+    signal = SampledSignal(u, TIMES)
+    assert signal.along(TIMES[1:]).data_ptr() == u[:, 1].data_ptr()
+    with torch.no_grad():
+        u[:, 2] = torch.inf  # not looked at: the weight of the next sample is 0
+    assert torch.equal(signal.along((0.5, 0.2))[0], u[:, 1])
+
+
+def test_gradients_at_several_times():
+    u = samples().requires_grad_()
+    assert torch.autograd.gradcheck(lambda u: SampledSignal(u, TIMES).along((0.2, 3.0, 0.5, 1.0)), (u,))
+
+
+def test_callable_is_called_with_each_time():
+    y0, seen = torch.zeros(3, 5, **DOUBLE), []
+
+    def u(t):
+        seen.append(t)
+        return t * torch.ones(3, 2, **DOUBLE)
+
+    value = input_signal(u, (0.0, 1.0), "linear", y0).along((0.5, 0.25), y0)
+    assert value[:, 0, 0].tolist() == [0.5, 0.25] == [t.item() for t in seen]
+    assert all(t.shape == () and t.dtype == torch.float64 for t in seen)
 
 
 def test_one_sample_is_a_constant_without_kinks():

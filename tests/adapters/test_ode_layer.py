@@ -8,7 +8,8 @@ import torchdiffeq
 from torch import nn
 
 from torchmor.adapters.ode_layer import OdeFunction, ODELayer, call_convention, find_layer
-from torchmor.adapters.solve_request import ADAPTIVE_METHODS, METHODS, SolveSettings
+from torchmor.adapters.solve_request import ADAPTIVE_METHODS, METHODS, OWN_METHODS, SolveSettings
+from torchmor.adapters.solvers import solve_fixed_step
 from torchmor.engine.errors import (
     DtypeError,
     InputError,
@@ -17,9 +18,11 @@ from torchmor.engine.errors import (
     SolverError,
     UnknownLayerError,
 )
+from torchmor.engine.tableaux import TABLEAUX
 
 DOUBLE = {"dtype": torch.float64}
-GRAD_METHODS = [method for method in METHODS if method != "scipy_solver"]
+TORCHDIFFEQ_METHODS = [method for method in METHODS if method not in OWN_METHODS]
+GRAD_METHODS = [method for method in TORCHDIFFEQ_METHODS if method != "scipy_solver"]
 
 
 class Rate(nn.Module):
@@ -52,7 +55,7 @@ def state(batch=3, size=4, **kind):
 # ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TORCHDIFFEQ_METHODS)
 @pytest.mark.parametrize("times", [(0.0, 1.0), (1.0, -0.5), (0.0, 0.3, 1.0)])
 @pytest.mark.filterwarnings("ignore:Functional iteration did not converge")
 def test_equals_torchdiffeq(method, times):
@@ -66,6 +69,37 @@ def test_equals_torchdiffeq(method, times):
     assert torch.equal(layer(y0), expected)
     layer.output = "final"
     assert torch.equal(layer(y0), expected[-1])
+
+
+@pytest.mark.parametrize("method", OWN_METHODS)
+def test_methods_that_torchdiffeq_lacks(method):
+    """Law: they are solved by our own solver, with gradients through the steps."""
+    func, y0, t, options = Plain(), state().requires_grad_(), (1.0, 0.2, -0.5), {"step_size": 0.25}
+    layer = ODELayer(func, t, method, options=options, output="trajectory")
+    expected = solve_fixed_step(func, y0, t, TABLEAUX[method], **options)
+    assert torch.equal(layer(y0), expected)
+    exact = ODELayer(func, t, "dopri5", 1e-10, 1e-10, output="trajectory")(y0)
+    torch.testing.assert_close(expected, exact, rtol=0, atol=5e-3)
+    for found, wanted in zip(
+        *(torch.autograd.grad(y.sum(), (y0, func.linear.weight)) for y in (expected, exact)), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2 * wanted.abs().max().item())
+
+
+def test_methods_that_torchdiffeq_lacks_refuse_what_only_it_can_do():
+    use = "or one of euler, midpoint, heun2, heun3, rk4$"
+    with pytest.raises(
+        ValueError, match="adjoint=False, because method='rk4_classic' is not .* through the steps, " + use
+    ):
+        ODELayer(Plain(), method="rk4_classic", adjoint=True)
+    with pytest.raises(ValueError, match=r"no options\['perturb'\], because .* use step_size and interp, " + use):
+        ODELayer(Plain(), method="bosh3_fixed", options={"perturb": True})
+    layer = ODELayer(Plain(), method="dopri5_fixed")
+    with pytest.raises(ValueError, match=r"expected times t without gradients, because .* use t.detach\(\), " + use):
+        layer(state(), t=torch.tensor([0.0, 1.0], requires_grad=True))
+    layer.func.callback_step = lambda t, y, dt: None
+    with pytest.raises(ValueError, match="expected no callback_step, because .* use another function, " + use):
+        layer(state())
 
 
 @pytest.mark.parametrize("adjoint", [False, True])

@@ -39,6 +39,7 @@ SIGNATURES = {
         "metric": "relative",
         "objective": None,
         "validation": None,
+        "solver": None,
         "batch_to_inputs": None,
         "batch_size": 256,
         "seed": 0,
@@ -60,9 +61,10 @@ SIGNATURES = {
     "save": {"small_or_layer": REQUIRED, "path": REQUIRED},
     "load": {"path": REQUIRED, "network": None},
     "export_operators": {"layer": REQUIRED, "path": REQUIRED},
+    "fold": {"small": REQUIRED, "example": REQUIRED},
 }
 #: Functions that have more parameters than those pinned: optional ones, after them.
-EXTENDED = ("collect_snapshots", "distill", "to_module")
+EXTENDED = ("collect_snapshots", "distill", "fold", "to_module")
 
 
 def parameters(function):
@@ -113,7 +115,7 @@ def test_unknown_name():
         _ = adapters.reduced
     with pytest.raises(ImportError, match="cannot import name 'distil'"):
         from torchmor.adapters import distil  # noqa: F401 - its name is distill
-    assert not hasattr(adapters, "fold")
+    assert not hasattr(adapters, "unfold")
 
 
 LAZY = """

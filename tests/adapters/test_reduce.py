@@ -15,13 +15,16 @@ from torchmor.adapters import (
     ODELayer,
     ReducedODELayer,
     collect_snapshots,
+    load,
     network_reductor,
     reduce_network,
+    save,
 )
 from torchmor.adapters.calibration import held_out_mask
 from torchmor.adapters.cost import run_cost
 from torchmor.adapters.network_reductor import LEAST_GAIN
-from torchmor.adapters.solve_request import METHODS
+from torchmor.adapters.solve_request import METHODS, OWN_METHODS
+from torchmor.adapters.steps import Steps, set_solver
 from torchmor.engine.errors import (
     CalibrationError,
     DeviceError,
@@ -39,6 +42,7 @@ from torchmor.engine.errors import (
     UnsupportedOperationError,
 )
 from torchmor.engine.points import INTERPOLATING
+from torchmor.experiments.comparison import evaluations
 
 networks = pytest.mark.parametrize("entry", [pytest.param(entry, id=name) for name, entry in NETWORKS.items()])
 DENSE = NETWORKS["dense"]
@@ -318,8 +322,10 @@ def test_times_given_in_the_call():
     assert small.ode.explain().errors["network output"] < 0.2 and small.ode.explain().evaluations == 16
 
 
-@pytest.mark.parametrize("adjoint", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "adjoint"),
+    [(method, adjoint) for method in METHODS for adjoint in ((False,) if method in OWN_METHODS else (False, True))],
+)
 @pytest.mark.filterwarnings("ignore:Functional iteration did not", "ignore:The following arguments have no effect")
 def test_every_solver(method, adjoint):
     network = dense(method=method, adjoint=adjoint, t=(0.0, 0.2, 0.4)).double()
@@ -331,6 +337,54 @@ def test_every_solver(method, adjoint):
     if method != "scipy_solver" or adjoint:
         loss.backward()
         assert all(parameter.grad is not None for parameter in small.parameters())
+
+
+# -- the solver of the reduced layer --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", [("midpoint", 2), Steps("midpoint", 2), ["midpoint", 2]])
+@pytest.mark.parametrize("own", ["dopri5", "heun3"])
+def test_solver_of_the_reduced_layer(solver, own):
+    """Law: it has these steps whatever the full layer has, and its errors are measured with them."""
+    network = dense(method=own).double()
+    (x,) = DENSE.batch()
+    small = reduce_network(network, "ode", x, state_dim=9, points="full", solver=solver)
+    assert (small.ode.method, small.ode.options, network.ode.method) == ("midpoint", {"step_size": 0.5}, own)
+    explanation = small.ode.explain()
+    assert "method='midpoint', options={'step_size': 0.5}" in str(explanation)
+    other = reduce_network(network, "ode", x, state_dim=9, points="full")
+    assert other.ode.method == own
+    for parameter, expected in zip(small.parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter, expected), "the operators do not depend on the solver"
+    set_solver(other.ode, Steps("midpoint", 2))
+    assert torch.equal(small(x), other(x))
+    assert explanation.errors != other.ode.explain().errors
+
+
+def test_method_alone_steps_from_output_time_to_output_time(tmp_path):
+    network = dense(method="dopri5", t=(0.0, 0.3, 1.0), adjoint=True).double()
+    small = reduce_network(network, "ode", *DENSE.batch(), state_dim=9, points="full", solver="dopri5_fixed")
+    assert (small.ode.method, small.ode.options, small.ode.adjoint) == ("dopri5_fixed", {}, False)
+    assert small.ode.explain().errors["network output"] < 0.1
+    assert evaluations(small, "ode", *DENSE.batch()) == 2 * 6
+    save(small, tmp_path / "small.safetensors")
+    again = load(tmp_path / "small.safetensors", network=network)
+    assert again.ode.settings == small.ode.settings and torch.equal(again(*DENSE.batch()), small(*DENSE.batch()))
+
+
+def test_solver_with_sizes_from_the_energy():
+    small = reduce_network(
+        DENSE.network(), "ode", *DENSE.batch(), energy_rtol=0.1, solver=("rk4_classic", 3), **CLASSIC
+    )
+    assert (small.ode.method, small.ode.options) == ("rk4_classic", {"step_size": 1 / 3})
+
+
+def test_unknown_solver_is_refused_before_anything_is_computed():
+    network = DENSE.network()
+    network.ode.forward = lambda *_: pytest.fail("the network was run")
+    for sizes in ({"state_dim": 4, "points": 4}, {}):
+        with pytest.raises(ValueError, match=r"expected solver to be None, .* got 'rk5': the methods are euler"):
+            reduce_network(network, "ode", *DENSE.batch(), solver="rk5", **sizes)
 
 
 # -- sizes ----------------------------------------------------------------------------------------------------------

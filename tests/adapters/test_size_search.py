@@ -8,7 +8,7 @@ from torch import nn
 
 from torchmor.adapters import NetworkReductor, ODELayer, reduce_network
 from torchmor.adapters.metrics import loss
-from torchmor.adapters.steps import COARSE
+from torchmor.adapters.steps import COARSE, Steps, solver_name
 from torchmor.engine.errors import NothingToReduceError, ShapeError, UnsupportedOperationError
 
 
@@ -45,6 +45,12 @@ def test_smaller_loss_costs_more(reductor):
     assert found[0].cost < found[1].cost <= found[2].cost
 
 
+def test_cheapest_at_any_loss(reductor):
+    explanation = reductor.reduce(max_loss=None, solver=("euler", 1))[1].explain()
+    reduced = [trial for trial in explanation.curve if trial.sizes != "full"]
+    assert explanation.chosen == min(reduced, key=lambda trial: trial.cost)
+
+
 def test_most_accurate_of_those_that_are_cheap(reductor):
     small = reductor.reduce(speedup=30.0, max_loss=0.5)
     explanation = small[1].explain()
@@ -57,6 +63,26 @@ def test_coarse_steps_are_taken_where_they_are_enough(reductor):
     small = reductor.reduce(max_loss=0.3)
     assert small[1].method != "dopri5" and "step_size" in small[1].options
     assert small[1].explain().chosen.solver in {str(steps) for steps in COARSE}
+
+
+def test_steps_of_a_method_are_chosen(reductor):
+    """1, 2 and 4 steps of it are tried, and the full layer with them and with coarse steps is a rival."""
+    layer = reductor.reduce(max_loss=0.1, solver="rk4_classic")[1]
+    explanation = layer.explain()
+    words = {str(Steps("rk4_classic", count)) for count in (1, 2, 4)}
+    assert {trial.solver for trial in explanation.curve if trial.sizes != "full"} == words
+    rivals = {trial.solver for trial in explanation.curve if trial.sizes == "full"}
+    assert rivals == {"dopri5", *map(str, COARSE), *words}
+    assert layer.method == "rk4_classic" and solver_name(layer) == explanation.chosen.solver
+    good = [trial for trial in explanation.curve if trial.loss <= 0.1 and trial.sizes != "full"]
+    assert explanation.chosen == min(good, key=lambda trial: trial.cost)
+
+
+def test_given_steps_are_kept(reductor):
+    layer = reductor.reduce(max_loss=0.3, solver=("bosh3_fixed", 3))[1]
+    assert solver_name(layer) == "3 Bogacki–Shampine steps"
+    found = {trial.solver for trial in layer.explain().curve if trial.sizes != "full"}
+    assert found == {"3 Bogacki–Shampine steps"}
 
 
 def test_given_sizes_are_kept(reductor):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from torchmor.adapters.torch_functions import TORCH_FUNCTIONS
+from torchmor.adapters.torch_functions import TORCH_FUNCTIONS, exact_functions
 from torchmor.engine.expressions import PARAMETERS, PRIMITIVES, Expression, apply_primitive
 from torchmor.engine.functions import derivatives, evaluate
 
@@ -46,6 +46,30 @@ def arguments(name):
 
 def tensors(arrays):
     return [torch.tensor(a, requires_grad=a.dtype != bool) for a in arrays]
+
+
+@every_case
+def test_functions_with_numbers_as_tensors(name, parameters):
+    """Law: ``exact_functions`` have the same values; constants among operands, and bounds, reach torch as tensors."""
+    made = []
+
+    def constant(number):
+        made.append(number)
+        return torch.tensor(number, dtype=torch.float64)
+
+    x, *others = arguments(name)
+    expected = TORCH_FUNCTIONS[name](torch.from_numpy(x), *(torch.from_numpy(o) for o in others), **parameters)
+    value = exact_functions(constant)[name](torch.from_numpy(x), *map(torch.from_numpy, others), **parameters)
+    torch.testing.assert_close(value, expected, rtol=0, atol=0, equal_nan=True)
+    if parameters:
+        assert made == (list(parameters.values()) if name in ("clamp", "hardtanh") else [])
+    if PRIMITIVES[name] == 2 and name not in OF_TRUTH:
+        made.clear()
+        for operands in ((torch.from_numpy(x), 0.3), (0.3, torch.from_numpy(x))):
+            expected = TORCH_FUNCTIONS[name](*operands)
+            value = exact_functions(constant)[name](*operands)
+            torch.testing.assert_close(value, expected, rtol=1e-15, atol=1e-300, equal_nan=True)
+        assert made == [0.3, 0.3]
 
 
 def gradients(value, inputs):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from catalogue import ACTIVATIONS, CASES, FUNCTIONS, OdeFunction, module, traced
-from torchmor.adapters.operations import AFFINE, COMPONENTWISE, REWRITTEN, support_table
+from torchmor.adapters.operations import AFFINE, COMPONENTWISE, MATRIX_PRODUCTS, REWRITTEN, support_table
 from torchmor.adapters.tracing import trace
 from torchmor.engine.errors import SignatureError, UnsupportedOperationError
 from torchmor.engine.expressions import PRIMITIVES
@@ -277,6 +277,12 @@ REWRITTEN_CALLS = {
     "lerp": lambda y: torch.lerp(y, y.sin(), 0.3) + torch.lerp(y, y.sin(), y.sigmoid()),
     "masked_fill": lambda y: y.masked_fill(y < 0, 0.3) + y.masked_fill(y > 0, torch.tensor(0.1)),
     "clamp": lambda y: y.clamp(WEIGHTS[0, :6], WEIGHTS[0, :6] + 1),
+    "native_group_norm": lambda y: F.group_norm(y, 3, WEIGHTS[0, :6]).tanh(),
+    "native_layer_norm": lambda y: F.layer_norm(y.view(-1, 2, 3), (2, 3), bias=WEIGHTS[:2, :3]).flatten(1),
+    "native_batch_norm": lambda y: F.instance_norm(y.view(-1, 2, 3), eps=0.1).flatten(1),
+    "linalg_vector_norm": lambda y: y / y.view(-1, 2, 3).norm(dim=(1, 2)).unsqueeze(1) + y.norm(dim=1, keepdim=True),
+    "var": lambda y: y.var(1, keepdim=True) * y.view(-1, 2, 3).var((1, 2), correction=0)[:, None] + y,
+    "std": lambda y: y.std(1, keepdim=True) + y,
 }
 
 
@@ -295,6 +301,84 @@ def test_support_table_has_every_operation():
     table = support_table()
     for name in (*AFFINE, *COMPONENTWISE):
         assert f"`{name}`" in table
+
+
+MATRIX_PRODUCT_CALLS = {
+    "bmm": lambda y: y.view(-1, 2, 3).tanh() @ y.view(-1, 3, 2),
+    "bmm of stages": lambda y: y.view(-1, 3, 2).sin() @ y.view(-1, 2, 3).cos(),
+    "bmm with a vector": lambda y: y.view(-1, 2, 3).tanh() @ y[:, :3, None],
+    "mm": lambda y: torch.stack([a.view(2, 3) @ (a + 1).view(3, 2) for a in y]),
+    "mv": lambda y: torch.stack([a.view(2, 3) @ a[:3].sin() for a in y]),
+    "addmm": lambda y: torch.stack([torch.addmm(a[:2], a.view(2, 3), a.view(3, 2)) for a in y]),
+    "addmv": lambda y: torch.stack([torch.addmv(a[:2].sin(), a.view(2, 3), a[3:]) for a in y]),
+    "baddbmm": lambda y: torch.baddbmm(WEIGHTS[:2, :2], y.view(-1, 2, 3), y.view(-1, 3, 2)),
+    "einsum": lambda y: torch.einsum("bij,bj->bi", y.view(-1, 2, 3), y[:, ::2]),
+    "product and sum": lambda y: (y.view(-1, 2, 3).tanh() * y[:, None, :3]).sum(2),
+}
+
+
+@pytest.mark.parametrize("name", MATRIX_PRODUCT_CALLS)
+def test_matrix_products(name):
+    """A product of two matrices that depend on the state is one stage of products, whatever its factors are."""
+    call, y = MATRIX_PRODUCT_CALLS[name], state(3, 6)
+
+    def f(t, y):
+        value = call(y).flatten(1)
+        return F.pad(value, (0, 6))[:, :6]
+
+    chain = traced_function(f, y)
+    np.testing.assert_allclose(chain(y.numpy().T), f(0.0, y).numpy().T, rtol=1e-12, atol=1e-13)
+
+
+def test_every_matrix_product_is_tried():
+    assert {name.split()[0] for name in MATRIX_PRODUCT_CALLS} >= MATRIX_PRODUCTS
+
+
+#: Functions of one or few stages, that would be more if each value became one.
+FUSED = {
+    "sum, then activated": (lambda y: torch.relu(y + torch.tanh(y.flip(1))), ["relu(a1 + tanh(a2))"]),
+    "multiple, then activated": (lambda y: torch.relu(y.tanh() * WEIGHTS[0, :6]), ["relu(tanh(a1) * a2)"]),
+    "gate that is a slice": (lambda y: (h := y.sigmoid())[:, :3].repeat(1, 2) * y + 0 * h, None),
+    "halves of one": (
+        lambda y: (p := y.tanh().chunk(2, 1))[0].repeat(1, 2) + (p[0] * p[1]).repeat(1, 2),
+        ["tanh(a1)", "tanh(a1) * tanh(a2)"],
+    ),
+    "rearranged": (lambda y: y.tanh().view(-1, 2, 3).transpose(1, 2).flatten(1) * y, ["tanh(a1) * a2"]),
+    "rearranged, affine": (lambda y: y.tanh().view(-1, 2, 3).transpose(1, 2).flatten(1), ["tanh(a1)"]),
+    "parts put together": (lambda y: torch.cat(y.tanh().split(2, 1)[::-1], 1), ["tanh(a1)"]),
+    "written twice": (lambda y: torch.tanh(2 * y) + torch.tanh(2 * y).flip(1), ["tanh(a1)"]),
+    "sum of what is there": (lambda y: torch.relu((h := y.tanh()) + h.flip(1).sum(1, True)), ["tanh(a1)", "relu(a1)"]),
+    "sum, scaled": (lambda y: 0.5 * (1 - (y.tanh() - y)) + 2, ["tanh(a1)"]),
+    "scaled, summed": (lambda y: -y.tanh() * 0.5 + y, ["tanh(a1) * -1 * 0.5"]),
+    "multiple of what is there": (lambda y: (h := y.tanh()).flip(1).cumsum(1) - 0.5 * h, ["tanh(a1)"]),
+    "normalised, activated": (
+        lambda y: F.group_norm(y, 2, WEIGHTS[0, :6], WEIGHTS[1, :6]).tanh(),
+        ["a1 * a1", "sqrt(relu(a1) + 1e-05)", "tanh(a1 / a2)"],
+    ),
+    "normalised by channel": (
+        lambda y: F.group_norm(y.view(-1, 2, 3), 2, WEIGHTS[0, :2], WEIGHTS[1, :2]).relu().flatten(1),
+        ["a1 * a1", "sqrt(relu(a1) + 1e-05)", "relu(a1 / a2)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_values_are_fused_into_few_stages(name):
+    """What only moves, sums or scales componentwise values is no stage, and no reason for one."""
+    (call, expected), y = FUSED[name], state(3, 6)
+    chain = traced_function(lambda t, y: call(y), y)
+    np.testing.assert_allclose(chain(y.numpy().T), call(y).numpy().T, rtol=1e-12, atol=1e-13)
+    found = [stage.expression.text([f"a{i + 1}" for i in range(stage.expression.arity)]) for stage in chain.stages]
+    assert found == (found if expected is None else expected)
+
+
+def test_normalisation_of_any_scale():
+    """Group and layer normalisation stay exact where the variance is tiny, zero or large."""
+    for call in (lambda y: F.layer_norm(y, (6,)), lambda y: F.group_norm(y, 3, WEIGHTS[0, :6], WEIGHTS[1, :6])):
+        chain = traced_function(lambda t, y, call=call: call(y))
+        for scale in (0.0, 1e-8, 1e-3, 1e6):
+            y = 1.0 + scale * state(4, 6)
+            np.testing.assert_allclose(chain(y.numpy().T), call(y).numpy().T, rtol=1e-8, atol=1e-8)
 
 
 # -- the function stays as it was ----------------------------------------------------------------------------------
@@ -385,21 +469,6 @@ class Recurrent(nn.Module):
 REFUSALS = {
     "softmax": (lambda t, y: torch.softmax(y, 1), "'_softmax'", "softmax couples all components"),
     "log-softmax": (lambda t, y: F.log_softmax(y, 1), "'_log_softmax'", "couples all components"),
-    "layer norm": (
-        lambda t, y: F.layer_norm(y, (6,)),
-        "'native_layer_norm'",
-        "divides by statistics of the state",
-    ),
-    "group norm": (
-        lambda t, y: F.group_norm(y, 2),
-        "'native_group_norm'",
-        "divides by statistics of the state",
-    ),
-    "instance norm": (
-        lambda t, y: F.instance_norm(y.view(-1, 2, 3)).flatten(1),
-        "'native_batch_norm'",
-        "use running statistics",
-    ),
     "dropout": (lambda t, y: F.dropout(y, training=True), "'bernoulli'", "it is random; call eval()"),
     "noise": (lambda t, y: y + torch.randn_like(y), "'randn_like'", "it is random"),
     "noise of its own": (lambda t, y: y + torch.rand(6), "'rand'", "it is random"),
@@ -409,16 +478,20 @@ REFUSALS = {
         "'max_pool2d_with_indices'",
         "use average pooling",
     ),
-    "maximum": (lambda t, y: y - y.amax(1, keepdim=True), "'amax'", "neither affine nor componentwise"),
-    "product of matrices": (
-        lambda t, y: (y[:, :, None] @ y[:, None]).sum(2),
-        "'bmm'",
+    "maximum": (lambda t, y: y - y.amax(1, keepdim=True), "'amax'", "use a mean"),
+    "maximum along rows": (lambda t, y: y - y.max(1, keepdim=True).values, "'max'", "use a mean"),
+    "product of components": (lambda t, y: y - y.prod(1, keepdim=True), "'prod'", "write the products out"),
+    "product of matrices, scaled": (
+        lambda t, y: torch.baddbmm(y[:, :, None], y[:, :, None], y[:, :1, None], beta=0.5)[:, :, 0],
+        "'baddbmm'",
         "not affine in those arguments",
     ),
     "Fourier transform": (lambda t, y: torch.fft.fft(y).real, "'_fft_r2c'", "neither affine nor componentwise"),
-    "sort": (lambda t, y: y.sort(1).values, "'sort'", "neither affine nor componentwise"),
-    "cumulative product": (lambda t, y: y.cumprod(1), "'cumprod'", "neither affine nor componentwise"),
-    "norm": (lambda t, y: y / y.norm(), "'linalg_vector_norm'", "neither affine nor componentwise"),
+    "sort": (lambda t, y: y.sort(1).values, "'sort'", "leave the order as it is"),
+    "largest": (lambda t, y: y.topk(6, 1).values, "'topk'", "weigh all of them"),
+    "chosen by the largest": (lambda t, y: y + y[:, :1] * y.argmax(1, True), "'argmax'", "weigh all of them"),
+    "cumulative product": (lambda t, y: y.cumprod(1), "'cumprod'", "write exp(log(x).cumsum(-1))"),
+    "norm": (lambda t, y: y / y.norm(3, 1, True), "'linalg_vector_norm'", "neither affine nor componentwise"),
     "rounding": (lambda t, y: y.round(), "'round'", "neither affine nor componentwise"),
     "rounding division": (lambda t, y: torch.div(y, 2, rounding_mode="floor"), "'div'", "it rounds"),
     "conversion to integers": (lambda t, y: y.long().double(), "'_to_copy'", "it converts to torch.int64"),
@@ -449,8 +522,8 @@ def test_place_inside_a_module_of_the_users_own():
 
 
 def test_place_without_code_of_the_user_is_the_module():
-    net = nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6)).double()
-    with pytest.raises(UnsupportedOperationError, match="'native_layer_norm' in LayerNorm, which cannot be reduced"):
+    net = nn.Sequential(nn.Linear(6, 6), nn.Softmax(1)).double()
+    with pytest.raises(UnsupportedOperationError, match="'_softmax' in Softmax, which cannot be reduced"):
         traced_function(net)
 
 
@@ -502,7 +575,8 @@ def test_batch_statistics():
     text = rf"normalises by statistics of the batch at .*{HERE}.*use running statistics and eval"
     with pytest.raises(UnsupportedOperationError, match=text):
         traced_function(lambda t, y: F.batch_norm(y, None, None, training=True))
-    with pytest.raises(UnsupportedOperationError, match=r"'native_batch_norm'.*divides by statistics of the state"):
+    text = r"differs from the function .*mixes the samples of a batch \(batch normalisation without running"
+    with pytest.raises(UnsupportedOperationError, match=text):
         traced_function(lambda t, y: F.batch_norm(y.view(-1, 2, 3), None, None, training=True).flatten(1))
 
 

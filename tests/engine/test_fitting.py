@@ -17,7 +17,7 @@ rng = np.random.default_rng(0)
 def test_regression_is_ridge_regression_with_a_free_constant():
     features, target = rng.normal(size=(6, 50)) + 3.0, rng.normal(size=(2, 50))
     for ridge in (0.0, 1e-3, 1.0):
-        matrix, shift = regress(features, target, ridge)
+        matrix, shift, _ = regress(features, target, ridge)
         centered = features - features.mean(axis=1, keepdims=True)
         weight = ridge * np.sum(centered**2) / 6
         expected = (
@@ -32,7 +32,7 @@ def test_regression_is_ridge_regression_with_a_free_constant():
 def test_chosen_ridge_is_one_of_the_candidates_and_resists_noise():
     features = rng.normal(size=(40, 60))
     target = rng.normal(size=(3, 5)) @ features[:5] + rng.normal(size=(3, 60))
-    chosen, _ = regress(features, target)
+    chosen, _, _ = regress(features, target)
     assert any(np.array_equal(chosen, regress(features, target, ridge)[0]) for ridge in RIDGES)
     assert np.linalg.norm(chosen) < np.linalg.norm(regress(features, target, 0.0)[0])
 
@@ -42,7 +42,7 @@ def test_dependent_features(columns):
     """The least-norm solution, also for fewer columns than features."""
     some = rng.normal(size=(3, columns))
     features, target = np.vstack([some, some[:2]]), some[:1] - 2 * some[1:2] + 1
-    matrix, shift = regress(features, target, 0.0)
+    matrix, shift, _ = regress(features, target, 0.0)
     np.testing.assert_allclose(matrix @ features + shift[:, None], target, atol=1e-9)
     assert np.linalg.norm(matrix) < 5
 
@@ -71,7 +71,7 @@ def test_states_and_stages_within_their_spans_give_the_interpolation():
     chain, V, c, training = setting(f)
     some = Training(training.y[:, :6], None, np.zeros(6), {k: v[:, :6] for k, v in training.values.items()})
     basis = interpolate(some.values["g1"], pod(some.values["g1"]), 6)
-    fitted = fit_chain(chain, V, V, c, {"g1": basis.points}, some, 0.0)
+    fitted = fit_chain(chain, V, V, c, {"g1": basis.points}, some, 0.0).chain
     z = V.T @ (some.y - c[:, None])
     expected = chain.reduce(V, V, c, {"g1": basis})(z)
     np.testing.assert_allclose(fitted(z), expected, atol=1e-8)
@@ -88,7 +88,7 @@ def test_residual_is_never_above_that_of_interpolation(m):
     errors = [
         np.linalg.norm(reduced(z) - exact)
         for reduced in (
-            fit_chain(chain, V, V, c, {"g1": basis.points}, training, 0.0),
+            fit_chain(chain, V, V, c, {"g1": basis.points}, training, 0.0).chain,
             chain.reduce(V, V, c, {"g1": basis}),
         )
     ]
@@ -102,20 +102,35 @@ def test_deep_function_is_fitted_stage_after_stage():
     errors = []
     for m in (3, 6, 10):
         points = {name: np.arange(m) for name in names}
-        reduced = fit_chain(chain, V, V, c, points, training, 0.0)
+        reduced = fit_chain(chain, V, V, c, points, training, 0.0).chain
         assert [stage.size for stage in reduced.stages] == [m] * len(names) and reduced.state_size == 4
         errors.append(np.linalg.norm(reduced(z) - exact) / np.linalg.norm(exact))
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.05
+
+
+def test_few_points_and_the_state_say_more_than_few_points():
+    """With ridge 0, no N, L and b have a smaller residual: here none at all, for what is linear is not sampled."""
+    f = module(lambda self, t, y: self.b(torch.tanh(self.a(y))), a=nn.Linear(12, 20), b=nn.Linear(20, 12))
+    chain, V, c, training = setting(f)
+    points, z = {"g1": np.arange(6)}, V.T @ (training.y - c[:, None])
+    fitted = fit_chain(chain, V, V, c, points, training, 0.0).chain
+    assert set(fitted.output.sources) == {"g1", "y"}
+    g = np.tanh(chain.stages[0].argument.apply({"y": training.y})[:6])
+    features = np.vstack([g, z, np.ones_like(z[:1])])
+    expected = np.linalg.lstsq(features.T, (V.T @ training.values["output"]).T, rcond=None)[0].T @ features
+    np.testing.assert_allclose(fitted(z), expected, atol=1e-9)
+    fewer = fit_chain(chain, V, V, c, {"g1": np.arange(3)}, training, 0.0).chain
+    assert fewer.output.sources == ("g1",)  # a correction that is larger than what it corrects
 
 
 def test_linear_parts_stay_exact():
     """A function without sampled stages is the plain projection."""
     f = module(lambda self, t, y: self.a(y) + torch.tanh(y), a=nn.Linear(12, 12))
     chain, V, c, training = setting(f)
-    reduced = fit_chain(chain, V, V, c, {}, training)
+    reduced = fit_chain(chain, V, V, c, {}, training).chain
     z = rng.normal(size=(4, 7))
     np.testing.assert_allclose(reduced(z), chain.reduce(V, V, c)(z), atol=1e-13)
-    kept = fit_chain(chain, None, None, None, {"g1": np.arange(12)}, training, 0.0)
+    kept = fit_chain(chain, None, None, None, {"g1": np.arange(12)}, training, 0.0).chain
     np.testing.assert_allclose(kept(training.y), training.values["output"], atol=1e-8)
 
 
@@ -125,6 +140,6 @@ def test_inputs_and_times_are_read():
     chain = trace(f.double(), torch.randn(2, 8, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64))
     y, u, t = rng.normal(size=(8, 200)), rng.normal(size=(2, 200)), rng.normal(size=200)
     training = Training(y, u, t, chain.evaluate(y, u, t))
-    reduced = fit_chain(chain, np.eye(8), np.eye(8), None, {"g1": np.arange(8)}, training, 0.0)
+    reduced = fit_chain(chain, np.eye(8), np.eye(8), None, {"g1": np.arange(8)}, training, 0.0).chain
     u, t = rng.normal(size=(2, 200)) * 10, t + 5
     np.testing.assert_allclose(reduced(y, u, t), chain(y, u, t), atol=1e-8)

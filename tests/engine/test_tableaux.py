@@ -1,6 +1,8 @@
-"""Butcher tableaux: order conditions, and the numbers of torchdiffeq."""
+"""Butcher tableaux: order conditions, and the numbers of other packages."""
 
+import numpy as np
 import pytest
+from scipy.integrate import RK23, RK45
 
 from torchmor.engine.tableaux import TABLEAUX
 
@@ -18,16 +20,30 @@ def conditions(a, b, c):
     def weighted(x):
         return sum(b[i] * x[i] for i in stages)
 
-    squares = [x**2 for x in c]
+    def product(x, y):
+        return [p * q for p, q in zip(x, y, strict=True)]
+
+    squares = product(c, c)
     return {
         1: [sum(b) - 1],
         2: [weighted(c) - 1 / 2],
         3: [weighted(squares) - 1 / 3, weighted(times(c)) - 1 / 6],
         4: [
             weighted([x**3 for x in c]) - 1 / 4,
-            weighted([x * y for x, y in zip(c, times(c), strict=True)]) - 1 / 8,
+            weighted(product(c, times(c))) - 1 / 8,
             weighted(times(squares)) - 1 / 12,
             weighted(times(times(c))) - 1 / 24,
+        ],
+        5: [
+            weighted([x**4 for x in c]) - 1 / 5,
+            weighted(product(squares, times(c))) - 1 / 10,
+            weighted(product(c, times(squares))) - 1 / 15,
+            weighted(product(c, times(times(c)))) - 1 / 30,
+            weighted(product(times(c), times(c))) - 1 / 20,
+            weighted(times([x**3 for x in c])) - 1 / 20,
+            weighted(times(product(c, times(c)))) - 1 / 40,
+            weighted(times(times(squares))) - 1 / 60,
+            weighted(times(times(times(c)))) - 1 / 120,
         ],
     }
 
@@ -47,3 +63,17 @@ def test_explicit_and_consistent(method):
     tableau = TABLEAUX[method]
     assert [len(row) for row in tableau.a] == list(range(len(tableau.b)))
     assert [sum(row) for row in tableau.a] == pytest.approx(tableau.c, abs=1e-15)
+
+
+@pytest.mark.parametrize(("method", "scipy"), [("bosh3_fixed", RK23), ("dopri5_fixed", RK45)])
+def test_embedded_pairs_are_those_of_scipy(method, scipy):
+    tableau = TABLEAUX[method]
+    rows = [[*row, *[0.0] * (scipy.A.shape[1] - len(row))] for row in tableau.a]
+    np.testing.assert_allclose(rows, scipy.A, rtol=1e-15)
+    np.testing.assert_allclose(tableau.b, scipy.B, rtol=1e-15)
+    np.testing.assert_allclose(tableau.c, scipy.C, rtol=1e-15)
+
+
+def test_classical_rule_is_not_that_of_torchdiffeq():
+    """Kutta's 1/6, 1/3, 1/3, 1/6; torchdiffeq's "rk4" has 1/8, 3/8, 3/8, 1/8."""
+    assert TABLEAUX["rk4_classic"].b == (1 / 6, 1 / 3, 1 / 3, 1 / 6) != TABLEAUX["rk4"].b

@@ -153,6 +153,16 @@ def test_findings_do_not_hide_that_reduction_loses():
     assert any(line.endswith("POD–DEIM (−13.0).") for line in lines)
 
 
+def test_distillation_is_shown_beside_its_control():
+    sizes = {"r": 32, "m": 64}
+    tuned = make_row("distilled", sizes, "1 midpoint step", 93.8, 0.02, offline_s=41.6)
+    alone = make_row("distilled", {"r": 8, "m": 16}, "1 midpoint step", 90.0, 0.01, offline_s=99.0)
+    control = make_row("control", sizes, "1 midpoint step", 92.5, 0.02, offline_s=38.0)
+    (line,) = [line for line in findings(found(tuned, alone, control)) if line.startswith("Distilled from")]
+    assert "r 32, m 64: −0.2 against −1.5. Distilling one took at most 42 s." in line
+    assert not any("Distil" in line for line in findings(found(tuned)))
+
+
 def test_a_layer_that_is_not_needed_is_named():
     unneeded = make_row("skipped", {}, "none", 93.9, 1e-6, validation=94.9)
     assert "does not need it" in findings(entries({0: [FULL, unneeded]}))[0]

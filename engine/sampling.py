@@ -1,0 +1,139 @@
+"""Where the stages of a chain are evaluated: snapshots of their values, bases of them, and points for each."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from torchmor.engine.bases import SPECTRUM, PodBasis, pod
+from torchmor.engine.errors import SizeError
+from torchmor.engine.fitting import without
+from torchmor.engine.matching_pursuit import matching_pursuit
+from torchmor.engine.points import (
+    NESTED,
+    CollateralBasis,
+    collateral_basis,
+    interpolate,
+    oversample,
+    too_many_points,
+)
+from torchmor.engine.stages import Stage, StageChain
+
+
+class StageSampler:
+    """Chooses points of stages, by the values of all of them at snapshots.
+
+    Parameters
+    ----------
+    chain
+        The chain of f.
+    y, u, t
+        Snapshots: states (n, k), inputs (p, k), times (k,).
+    """
+
+    def __init__(self, chain: StageChain, y: np.ndarray, u: np.ndarray | None, t: np.ndarray):
+        self.chain, self.y, self.u, self.t = chain, y, u, t
+        self.spectra: dict[str, np.ndarray] = {}
+        self._bases: dict[tuple, PodBasis] = {}
+        self._interpolations: dict[tuple[str, str], CollateralBasis] = {}
+        self._pursuits: dict[tuple, np.ndarray] = {}
+
+    @cached_property
+    def values(self) -> dict[str, np.ndarray]:
+        """Values of all stages and of f, as of :meth:`StageChain.evaluate`."""
+        return self.chain.evaluate(self.y, self.u, self.t)
+
+    def snapshots(self, name: str) -> np.ndarray:
+        """Return the "state", or the values of a stage (size, k)."""
+        return self.y if name == "state" else np.ascontiguousarray(self.values[name])
+
+    def pod(self, name: str, modes: int | None, energy_rtol: float | None) -> PodBasis:
+        """Return the POD of the "state" or of a stage; every request up to 512 modes shares one."""
+        key = (name, energy_rtol) if modes is None else (name, max(modes, SPECTRUM))
+        if key not in self._bases:
+            self._bases[key] = pod(self.snapshots(name), modes, energy_rtol)
+        self.spectra[name] = self._bases[key].singular_values
+        return self._bases[key]
+
+    def sample(
+        self,
+        stage: Stage,
+        m: int,
+        d: int | None,
+        selection: str,
+        fit: str,
+        test: np.ndarray | None,
+        sampled: dict[str, np.ndarray],
+    ) -> CollateralBasis | np.ndarray:
+        """Choose m points of a stage, with an interpolation where d basis vectors or the fit ask for one.
+
+        Parameters
+        ----------
+        test
+            What of f matters (n, r): test basis, weighted; None where the state is kept.
+        sampled
+            Points of the later stages.
+
+        Raises
+        ------
+        SizeError
+            The values of the stage do not span so much. A fit takes fewer points where others say nothing more.
+        """
+        d = m if d is None else d
+        if d > m:
+            raise SizeError(f"expected at most as many modes as points, got {d} modes for {m} points")
+        if selection != "omp":
+            basis = self.pod(stage.name, d, None)
+            found = self._interpolation(stage.name, basis, d, selection)
+            return found if d == m else oversample(found, m)
+        points = self._pursuit(stage, m, test, sampled)
+        if fit == "least_squares" and len(points):
+            return points
+        if len(points) < m:
+            raise SizeError(too_many_points(m, len(points)))
+        basis = self.pod(stage.name, d, None)
+        if d > basis.rank:
+            raise SizeError(too_many_points(d, basis.rank))
+        return collateral_basis(points, np.ascontiguousarray(basis.modes[:, :d]))
+
+    def _interpolation(self, name: str, basis: PodBasis, points: int, selection: str) -> CollateralBasis:
+        known = self._interpolations.get((name, selection))
+        if known is not None and len(known.points) >= points:
+            return known.leading(points)
+        found = interpolate(self.snapshots(name), basis, points, selection)
+        if selection in NESTED:
+            self._interpolations[name, selection] = found
+        return found
+
+    def _pursuit(self, stage: Stage, m: int, test: np.ndarray | None, sampled: dict[str, np.ndarray]) -> np.ndarray:
+        served = [(name, points.tobytes()) for name, points in sampled.items()]
+        key = (stage.name, None if test is None else test.tobytes(), *served)
+        known, asked = self._pursuits.get(key, (np.zeros(0, dtype=np.int64), 0))
+        if asked < m:
+            known = matching_pursuit(self.snapshots(stage.name), self._target(stage, test, sampled), m)
+            self._pursuits[key] = known, m
+        return known[:m]
+
+    def _target(self, stage: Stage, test: np.ndarray | None, sampled: dict[str, np.ndarray]) -> np.ndarray:
+        """Return what the points of a stage have to explain (q, k): its share of all that reads it.
+
+        That is the projected derivative, weighted by how much it matters, and the arguments of later stages at their
+        points, all of the same weight.
+        """
+        readers = []
+        if stage.name in self.chain.output.sources:
+            if test is None:
+                readers.append(self.chain.output)
+            else:
+                readers.append(self.chain.output.project(test))
+        for later in self.chain.stages:
+            if stage.name in later.argument.sources:
+                rows = later.rows(sampled[later.name]) if later.name in sampled else None
+                readers.append(later.argument if rows is None else later.argument.restrict(rows))
+        values = {stage.name: self.snapshots(stage.name)}
+        shares = [
+            without(reader, [name for name in reader.sources if name != stage.name]).apply(values) for reader in readers
+        ]
+        shares = [share - share.mean(axis=1, keepdims=True) for share in shares]
+        return np.concatenate([share / max(np.linalg.norm(share), np.finfo(float).tiny) for share in shares])
