@@ -17,6 +17,7 @@ _MODULES = {
     "export_onnx": "export.onnx_file",
     "export_operators": "export.operators",
     "export_program": "export.program_file",
+    "find_ode_layers": "recognise",
     "fold": "deployment",
     "full_order_model": "pymor_models",
     "load": "files",

@@ -98,7 +98,19 @@ def _untraceable(error: Exception) -> UnsupportedOperationError:
     if any(part in text for part in ("requires_grad", "require grad")):
         return UnsupportedOperationError(
             f"the ODE function differentiates inside itself{place}; expected affine and componentwise operations "
-            "only: write the derivative out"
+            "only: write the derivative out, as a Hamiltonian's in closed form, or leave the divergence of a "
+            "continuous normalising flow away and solve for the samples alone"
+        )
+    if "out of bounds" in text:
+        return UnsupportedOperationError(
+            f"the ODE function looks at other samples of the batch{place}, as graph convolutions do over the nodes of "
+            f"a graph ({text.splitlines()[0]}); expected samples that do not depend on each other: make the nodes a "
+            "dimension of one sample's state, (batch, nodes, features), and gather and scatter along that"
+        )
+    if "Expected more than 1 value per channel" in text:
+        return UnsupportedOperationError(
+            f"the ODE function normalises by statistics of the batch{place}; expected samples that do not depend on "
+            "each other: use running statistics and eval()"
         )
     return UnsupportedOperationError(f"the ODE function cannot be traced for one sample{place}: {text.splitlines()[0]}")
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import safetensors
@@ -21,6 +21,7 @@ from torchmor.adapters.atomic import atomic_path
 from torchmor.adapters.chain_module import ChainModule
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.solve_request import SolveSettings
+from torchmor.adapters.solved_block import CallForm, SolvedBlock, source_of
 from torchmor.engine.errors import FileFormatError, UnknownLayerError
 from torchmor.engine.explanation import Explanation
 from torchmor.engine.expressions import Expression
@@ -62,6 +63,13 @@ def save(small_or_layer: nn.Module, path: str | os.PathLike) -> None:
             raise ValueError(f"expected tensors in the network's state, got a {type(value).__name__} as '{key}'")
         tensors[key] = value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
     config = {"format": FORMAT, "version": VERSION, "layers": {name: _config(m) for name, m in layers.items()}}
+    blocks = {
+        name: m
+        for name, m in small_or_layer.named_modules()
+        if isinstance(m, SolvedBlock) and f"{name}.layer".removeprefix(".") in layers
+    }
+    if blocks:
+        config["blocks"] = {name: _plain(asdict(block.form), f"the form of '{name}'") for name, block in blocks.items()}
     config["sha256"] = _digest(config, tensors)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={_KEY: json.dumps(config, allow_nan=False)})
@@ -105,6 +113,9 @@ def load(path: str | os.PathLike, network: nn.Module | None = None) -> nn.Module
             f"expected the file of a whole network, got a layer alone in {os.fspath(path)!r}: call load(path) and "
             "place it yourself"
         )
+    for name, form in config.get("blocks", {}).items():
+        layer = layers.pop(f"{name}.layer".removeprefix("."))
+        layers[name] = _block(layer, form, name, network)
     network = with_layers(network, layers).cpu()
     for key, value in network.state_dict(keep_vars=True).items():
         if key in tensors:  # loading casts silently to the dtype that is there
@@ -229,6 +240,17 @@ def build_layer(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) ->
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FileFormatError(f"the configuration of layer {name!r} is damaged ({error!r}): save it again") from error
     return layer
+
+
+def _block(layer: ReducedODELayer, form: dict[str, Any], name: str, network: nn.Module) -> SolvedBlock:
+    """Return the block around a layer, in the place of the network's module of this name."""
+    form = CallForm(**{key: _tupled(value) for key, value in form.items()})
+    module = dict(network.named_modules(remove_duplicate=False)).get(name)
+    return SolvedBlock(layer, form, None if module is None else source_of(module, form))
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
 def _plain(value: Any, name: str) -> Any:

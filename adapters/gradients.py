@@ -146,10 +146,9 @@ class _SegmentedLayer(nn.Module):
         """Solve part after part."""
         settings = self.layer.settings
         times = [float(time) for time in (settings.t if t is None else t)]
-        y0 = y0.detach()
         if not self.checked:
-            self._choose_steps(y0, u, times)
-        y = y0.requires_grad_()
+            self._choose_steps(y0.detach(), u, times)
+        y = y0 if y0.requires_grad else y0.detach().requires_grad_()  # it may come from an earlier call of the layer
         states, at_times = [y], [y]
         for part in self._parts(times):
             y = self.segment(y, u, part)

@@ -16,19 +16,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchmor.adapters.arrays import to_tensor
 from torchmor.adapters.calibration import Calibration
 from torchmor.adapters.conversion import chain_to_module
-from torchmor.adapters.cost import run_cost
+from torchmor.adapters.cost import OPERATIONS_PER_BYTE, run_cost
 from torchmor.adapters.files import with_layers
 from torchmor.adapters.gradients import Objective, classes_objective, output_gradients, values_objective
 from torchmor.adapters.metrics import Metric, check_metric
-from torchmor.adapters.ode_layer import ODELayer, find_layer
+from torchmor.adapters.ode_layer import ODELayer
 from torchmor.adapters.pymor_models import full_order_model
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.size_search import Candidate, choices, choose, solvers
 from torchmor.adapters.snapshots import Snapshots, collect_snapshots
+from torchmor.adapters.solved_block import SolvedBlock
+from torchmor.adapters.stand_in import with_ode_layer
 from torchmor.adapters.steps import COARSE, FixedSteps, Steps, fixed_steps, set_solver, solved_by, solver_name
 from torchmor.adapters.validation import HELD_OUT_SAMPLES, LabelledBatches, Validation
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import (
+    LittleGainWarning,
     NotReducedWarning,
     SizeError,
     UnknownLayerError,
@@ -38,6 +41,9 @@ from torchmor.engine.explanation import Explanation, Trial
 from torchmor.engine.models import OdeLayerModel
 from torchmor.engine.reduction import SnapshotReductor
 from torchmor.engine.sizes import Size, check_request
+
+#: A reduced layer that costs more than the full one over this is warned about.
+LEAST_GAIN = 1.1
 
 
 class NetworkReductor:
@@ -49,7 +55,8 @@ class NetworkReductor:
 
     Parameters
     ----------
-    network, name, calibration, metric, objective, validation, batch_to_inputs, batch_size, seed, progress
+    network, name, calibration, metric, objective, validation, batch_to_inputs, batch_size, seed, progress,
+    input_attribute
         As in :func:`~torchmor.adapters.reduce_network`.
 
     Raises
@@ -71,11 +78,14 @@ class NetworkReductor:
         batch_size: int = 256,
         seed: int = 0,
         progress: bool = True,
+        input_attribute: str | None = None,
     ):
-        _find_layer(network, name)
+        _check_not_reduced(network, name)
+        calibration = Calibration(calibration, batch_size, batch_to_inputs, seed)
+        network, name = with_ode_layer(network, name, calibration, input_attribute)
         self.network, self.name, self.seed, self.progress = network, name, seed, progress
         self.metric, self.objective = check_metric(metric), objective
-        self._calibration, held_out = Calibration(calibration, batch_size, batch_to_inputs, seed).split(seed)
+        self._calibration, held_out = calibration.split(seed)
         if metric == "accuracy" and validation is None:
             raise ValueError(
                 'expected validation batches (inputs, labels) for metric="accuracy", got none: pass '
@@ -177,7 +187,9 @@ class NetworkReductor:
         """Give a reduced network its explanation and record."""
         layer, example, snapshots, reductor = self._offline
         reduced = small.get_submodule(self.name)
-        if all(part.reduced >= part.full for part in reduction.parts):
+        operations = (_operations(layer.function, example), _operations(reduced.ode, example, reduced))
+        useless = all(part.reduced >= part.full for part in reduction.parts)
+        if useless:
             warnings.warn(
                 f"nothing was reduced: state and stages keep their sizes {[part.full for part in reduction.parts]}; "
                 "ask for smaller state_dim or points, or a larger energy_rtol",
@@ -191,12 +203,14 @@ class NetworkReductor:
             snapshots=len(snapshots),
             samples=len(set(snapshots.sample)),
             evaluations=max(snapshots.nfe),
-            operations=(_operations(layer.function, example), _operations(reduced.ode, example, reduced)),
+            operations=operations,
             errors=self._held_out.errors(small),
             metric=self.metric if isinstance(self.metric, str) else "a function",
             curve=curve,
             chosen=chosen,
         )
+        if not useless:
+            self._check_gain(operations, reduced)
         reduced.usual_distance = self._held_out.usual_distance(reduced)
         reduced.record(
             fom=reductor.fom,
@@ -205,6 +219,20 @@ class NetworkReductor:
             points=reduction.points,
         )
         return small
+
+    def _check_gain(self, operations: tuple[int, int], reduced: ReducedODELayer) -> None:
+        """Warn if the reduced layer costs hardly less than the full one."""
+        layer, example = self._offline[:2]
+        costs = example.cost(layer), example.cost(reduced)
+        if operations[1] >= operations[0] or costs[1] * LEAST_GAIN > costs[0]:
+            warnings.warn(
+                f"this reduction does not pay: an evaluation of the ODE function takes {operations[1]:,} multiply-adds "
+                f"a sample, {operations[0]:,} before, and a forward pass of the layer costs {costs[1]:,.0f}, "
+                f"{costs[0]:,.0f} before (multiply-adds, and {OPERATIONS_PER_BYTE} for each byte written). State and "
+                "stages are small already: ask for smaller sizes, or take coarser steps of the full layer instead",
+                LittleGainWarning,
+                stacklevel=5,
+            )
 
     @cached_property
     def _copy(self) -> nn.Module:
@@ -243,19 +271,19 @@ def _words(state_dim, points) -> str:
     return f"state {state_dim}, points {size}"
 
 
-def _find_layer(network: nn.Module, name: str) -> ODELayer:
+def _check_not_reduced(network: nn.Module, name: str) -> None:
     for value, kind in ((network, nn.Module), (name, str)):
         if not isinstance(value, kind):
             raise TypeError(
                 "expected reduce_network(network, name, calibration) with a module and the name of its ODE layer as "
                 f"in network.named_modules(), got {value!r}"
             )
-    if isinstance(dict(network.named_modules(remove_duplicate=False)).get(name), ReducedODELayer):
+    module = dict(network.named_modules(remove_duplicate=False)).get(name)
+    if isinstance(module.layer if isinstance(module, SolvedBlock) else module, ReducedODELayer):
         raise UnknownLayerError(
             f"expected an ODELayer as {name!r}, got a layer that is reduced already: reduce the original network "
             "again, with other sizes"
         )
-    return find_layer(network, name)
 
 
 def _copied(network: nn.Module) -> nn.Module:

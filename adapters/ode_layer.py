@@ -284,6 +284,7 @@ def find_layer(network: nn.Module, name: str) -> ODELayer:
     modules = dict(network.named_modules(remove_duplicate=False))  # a shared layer has several names
     layers = [key for key, module in modules.items() if isinstance(module, ODELayer)]
     advice = f"its ODE layers are {', '.join(map(repr, layers))}" if layers else "it has no ODE layer"
+    advice += "; find_ode_layers(network, *example) lists other modules that solve ODEs, too"
     if name not in modules:
         close = difflib.get_close_matches(name, layers + [key for key in modules if key not in layers])
         hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

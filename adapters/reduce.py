@@ -35,6 +35,7 @@ def reduce_network(
     batch_size: int = 256,
     seed: int = 0,
     progress: bool = True,
+    input_attribute: str | None = None,
 ) -> nn.Module:
     """Return a copy of a trained network with a reduced ODE layer in place of one of its ODE layers.
 
@@ -58,7 +59,8 @@ def reduce_network(
         The trained network.
     name
         Name of the ODE layer, as in ``network.named_modules()``; "" when the network is the layer itself, and the
-        reduced layer is returned.
+        reduced layer is returned. An ODELayer, a module that calls torchdiffeq in its forward, or torchdyn's NeuralODE:
+        :func:`~torchmor.adapters.find_ode_layers` lists what a network has.
     calibration
         Inputs like those that the network will see, without labels: a Tensor (one argument) or a tuple of Tensors (the
         arguments of one call), split along dimension 0; or any re-iterable of batches, each a Tensor or a tuple or
@@ -110,12 +112,17 @@ def reduce_network(
         Seed of the choice of held-out samples.
     progress
         Show progress on a terminal.
+    input_attribute
+        For modules that keep the input of their ODE function as an attribute: its path from the module, for example
+        "func.u" where ``network.block.func.u`` is set before or in ``network.block(x)``. Its value is a Tensor
+        (batch, p) that is constant in time, or a callable of t. The surrounding code goes on to set it as before.
 
     Returns
     -------
     nn.Module
         The smaller network; ``small.get_submodule(name)`` is the ReducedODELayer, whose `explain()` tells what was
-        done.
+        done. Where a module did more than solve (arguments, order of axes), its place has a SolvedBlock, with the
+        ReducedODELayer as `layer`.
 
     Raises
     ------
@@ -131,12 +138,14 @@ def reduce_network(
         The search found nothing good enough, or coarse steps of the full layer are better; the message says what.
     UnsupportedOperationError
         The ODE function contains an operation that cannot be reduced, the network cannot be copied, or its output has
-        no gradients.
+        no gradients; or a module that is no ODELayer does what an ODELayer in its place cannot reproduce.
 
     Warns
     -----
     NotReducedWarning
         The sizes shrink nothing.
+    LittleGainWarning
+        The reduced layer costs hardly less than the full one.
 
     References
     ----------
@@ -156,6 +165,7 @@ def reduce_network(
         batch_size=batch_size,
         seed=seed,
         progress=progress,
+        input_attribute=input_attribute,
     )
     return reductor.reduce(
         state_dim=state_dim,

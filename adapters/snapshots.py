@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchmor.adapters.calibration import Batch, Calibration, call_network, evaluation
 from torchmor.adapters.ode_layer import find_layer
+from torchmor.adapters.stand_in import with_ode_layer
 from torchmor.engine.errors import CalibrationError, NonFiniteError, ShapeError
 
 MAX_BYTES = 512 * 2**20
@@ -77,6 +78,7 @@ def collect_snapshots(
     max_snapshots: int = 6000,
     batch_to_inputs: Callable[[Any], Any] | None = None,
     progress: bool = False,
+    input_attribute: str | None = None,
 ) -> Snapshots:
     """Collect the (t, y, u) at which an ODE layer's own solver evaluates the ODE function.
 
@@ -91,7 +93,8 @@ def collect_snapshots(
     network
         The network; it runs in its own dtype.
     name
-        Name of the ODE layer in ``network.named_modules()``; "" if the network is the layer.
+        Name of the ODE layer in ``network.named_modules()``; "" if the network is the layer. A module that calls
+        torchdiffeq itself is observed as the ODELayer that does the same.
     calibration
         A Tensor (one argument) or tuple of Tensors (the arguments of one call), split along dimension 0; or
         any re-iterable of batches, each a Tensor or a tuple or list of arguments; or a Calibration.
@@ -103,11 +106,15 @@ def collect_snapshots(
         Maps a batch to the network's arguments.
     progress
         Show a progress bar, if standard error is a terminal.
+    input_attribute
+        As in :func:`~torchmor.adapters.reduce_network`.
 
     Raises
     ------
     UnknownLayerError
         The network has no ODE layer of this name.
+    UnsupportedOperationError
+        A module that calls torchdiffeq itself does more than an ODELayer.
     CalibrationError
         The data is empty, can be read only once or does not fit the network, or the layer was never called.
     NonFiniteError
@@ -119,11 +126,12 @@ def collect_snapshots(
     ----------
     Niederreiter: Random Number Generation and Quasi-Monte Carlo Methods, SIAM 1992 (Kronecker sequences).
     """
-    layer = find_layer(network, name)
     if max_snapshots < 1:
         raise ValueError(f"expected max_snapshots to be at least 1, got {max_snapshots}")
     if not isinstance(calibration, Calibration):
         calibration = Calibration(calibration, batch_size, batch_to_inputs)
+    network, name = with_ode_layer(network, name, calibration, input_attribute)
+    layer = find_layer(network, name)
     reservoir = SnapshotReservoir(max_snapshots)
     with evaluation(network), layer.observe(reservoir.observe):
         for batch in shown(calibration, progress, "snapshots"):

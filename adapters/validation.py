@@ -161,7 +161,10 @@ class LabelledBatches:
 
 
 def _samples_first(outputs: list[Any], counts: list[int]) -> Tensor:
-    """Put outputs of batches of so many samples together; those of trajectories have the samples second."""
+    """Put outputs of batches of so many samples together; those of trajectories have the samples second.
+
+    Sequences of several lengths become one vector of all entries.
+    """
     if not all(isinstance(output, Tensor) for output in outputs):
         kinds = sorted({type(output).__name__ for output in outputs})
         raise UnsupportedOperationError(
@@ -172,7 +175,8 @@ def _samples_first(outputs: list[Any], counts: list[int]) -> Tensor:
         output.movedim(1, 0) if output.dim() > 1 and output.shape[0] != count == output.shape[1] else output
         for output, count in zip(outputs, counts, strict=True)
     ]
-    return torch.cat(moved)
+    alike = len({output.shape[1:] for output in moved}) == 1
+    return torch.cat(moved if alike else [output.flatten() for output in moved])
 
 
 def _unstable() -> NonFiniteError:

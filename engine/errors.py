@@ -81,5 +81,9 @@ class NotReducedWarning(UserWarning):
     """The requested sizes shrink nothing: the returned layer is not smaller than the original."""
 
 
+class LittleGainWarning(UserWarning):
+    """The reduced layer costs hardly less than the full one: a reduction does not pay at these sizes."""
+
+
 class OutsideCalibrationWarning(UserWarning):
     """A state is farther from the reduced space than those of the calibration data."""

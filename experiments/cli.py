@@ -1,6 +1,7 @@
 """The command line, `torchmor`."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from torchmor.engine.errors import TorchmorError
+from torchmor.engine.errors import LittleGainWarning, TorchmorError
 
 #: Exit codes: what the user can mend, and Ctrl-C.
 FAILED, INTERRUPTED = 2, 130
@@ -142,6 +143,7 @@ def info(file: Path, /) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with its code: 0, 2 for a wrong command or an error, 130 for Ctrl-C."""
+    warnings.simplefilter("ignore", LittleGainWarning)  # the comparisons try sizes that do not pay, and show it
     try:
         app(arguments)
     except KeyboardInterrupt:

@@ -38,6 +38,32 @@ def test_gradients_at_the_steps_of_a_fixed_step_solver(method):
     torch.testing.assert_close(gradients(network, x), by_hand(network, x, list(times)), rtol=1e-10, atol=1e-12)
 
 
+def test_layer_that_is_called_again_on_what_comes_of_it():
+    """Law: a gradient at a time is that of the rest of the network, later calls of the layer included."""
+    network = Parts(
+        lambda self, x: self.head(self.ode(torch.sin(self.jump(self.ode(self.stem(x)))))),
+        stem=nn.Linear(5, 6),
+        ode=ODELayer(Tanh(6), method="midpoint"),
+        jump=nn.Linear(6, 6),
+        head=nn.Linear(6, 3),
+    ).double()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    with torch.no_grad():
+        first = network.stem(x)
+        second = torch.sin(network.jump(network.ode(first)))
+    expected = []
+    for state, rest in (
+        (first, lambda y: network.head(network.ode(torch.sin(network.jump(network.ode(y)))))),
+        (network.ode(first), lambda y: network.head(network.ode(torch.sin(network.jump(y))))),
+        (second, lambda y: network.head(network.ode(y))),
+        (network.ode(second), network.head),
+    ):
+        state = state.detach().requires_grad_()
+        expected.append(torch.autograd.grad(rest(state).sum(), state)[0])
+    found = gradients(network, x)
+    torch.testing.assert_close(found, torch.stack(expected, 1).flatten(0, 1).T.numpy(), rtol=1e-10, atol=1e-12)
+
+
 def test_backward_in_time_with_a_step_size():
     layer = ODELayer(Tanh(6), method="midpoint", t=(1.0, 0.0), options={"step_size": 0.25})
     network = chain(stem=nn.Linear(5, 6), ode=layer, head=nn.Linear(6, 3)).double()

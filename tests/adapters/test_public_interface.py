@@ -44,7 +44,9 @@ SIGNATURES = {
         "batch_size": 256,
         "seed": 0,
         "progress": True,
+        "input_attribute": None,
     },
+    "find_ode_layers": {"network": REQUIRED, "example": REQUIRED},
     "distill": {
         "network": REQUIRED,
         "reduced": REQUIRED,

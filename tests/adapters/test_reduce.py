@@ -21,6 +21,8 @@ from torchmor.adapters import (
     save,
 )
 from torchmor.adapters.calibration import held_out_mask
+from torchmor.adapters.cost import run_cost
+from torchmor.adapters.network_reductor import LEAST_GAIN
 from torchmor.adapters.solve_request import METHODS, OWN_METHODS
 from torchmor.adapters.steps import Steps, set_solver
 from torchmor.engine.errors import (
@@ -28,6 +30,7 @@ from torchmor.engine.errors import (
     DeviceError,
     DtypeError,
     InputError,
+    LittleGainWarning,
     NonFiniteError,
     NotReducedWarning,
     ShapeError,
@@ -675,6 +678,33 @@ def test_warns_only_if_nothing_is_smaller():
     with pytest.warns(NotReducedWarning, match=r"sizes \[10, 10\]; ask for smaller state_dim or points") as caught:
         reduced(state_dim="full", points="full")
     assert caught[0].filename == __file__, "the warning points at the caller"
+
+
+def wide(n=64):
+    return chain(stem=nn.Linear(5, n), ode=ODELayer(Tanh(n), method="rk4"), head=nn.Linear(n, 3)).double()
+
+
+def test_warns_if_a_reduction_does_not_pay():
+    (x,) = DENSE.batch(200)
+    text = (
+        r"does not pay: .* takes 180 multiply-adds a sample, 100 before, .* costs [\d,]+, [\d,]+ before .*coarser steps"
+    )
+    with pytest.warns(LittleGainWarning, match=text) as caught:
+        reduce_network(dense().double(), "ode", x, state_dim=9, points=10)
+    assert caught[0].filename == __file__, "the warning points at the caller"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reduce_network(wide(), "ode", x, state_dim=5, points=16)
+    network = wide()
+    for points in (8, 48):
+        costs = []
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            small = reduce_network(network, "ode", x, state_dim="full", points=points)
+        for layer in (network.ode, small.ode):
+            costs.append(run_cost(layer, torch.randn(4, 64, dtype=torch.float64)))
+        pays = costs[1] * LEAST_GAIN <= costs[0] and small.ode.explain().operations[1] < 64 * 64
+        assert pays == (not found) == (points == 8)
 
 
 # -- GPU ------------------------------------------------------------------------------------------------------------
