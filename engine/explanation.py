@@ -189,7 +189,7 @@ class Explanation:
                 part.error for part in self.parts
             ],
             "share: of the multiply-adds of one evaluation": [part.operations for part in self.parts],
-            "dropped: energy, the relative squared projection error (of a balanced basis: as the output sees it)": [
+            "dropped energy: relative squared projection error (of a balanced basis: as the output sees it)": [
                 part.dropped_energy for part in self.parts
             ],
             "constant: the interpolation error is at most this times the best possible": [
