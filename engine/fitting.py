@@ -66,15 +66,14 @@ def fit_chain(
 ) -> FittedChain:
     """Project a chain, and fit what follows its sampled stages instead of interpolating them.
 
-    Every map that reads sampled stages becomes ``exact(ẑ) + N g[points] + L ẑ + b``: the exact linear part at the
-    projected states ``ŷ = c + V Wᵀ (y − c)``, and N, L and b by ridge regression of what the map yields at the true
-    states less that part. The stages g are evaluated as in the reduced chain, at ŷ and after the fits before them, so
-    that a fit makes up for what projection and earlier fits lose too. The linear correction L costs little and says
-    much where points are few; it reads the state, and the input and the time where f does, where they are no more than
-    the points. Sums of squares, as in a variance, are fitted with weights that are not negative, and without it.
+    Every map that reads sampled stages becomes ``exact(ẑ) + N g[points] + b``: the exact linear part at the projected
+    states ``ŷ = c + V Wᵀ (y − c)``, and N and b by ridge regression of what the map yields at the true states less that
+    part. The stages g are evaluated as in the reduced chain, at ŷ and after the fits before them, so that a fit makes
+    up for what projection and earlier fits lose too. Sums of squares, as in a variance, are fitted with weights that
+    are not negative.
 
     Law: with ridge 0, states in the trial space and stage values in the span of an interpolation's basis, the values
-    equal those of the interpolation; with ridge 0 no other N, L and b have a smaller residual on the training data.
+    equal those of the interpolation; with ridge 0 no other N and b have a smaller residual on the training data.
 
     Parameters
     ----------
@@ -108,26 +107,18 @@ def fit_chain(
         if not sampled:
             return affine.substitute(lifts)
         exact = without(affine, sampled).substitute(lifts)
-        g = np.concatenate([reduced[source] for source in sampled])
-        read = [source for source in ("y", "u", "t") if source == "y" or chain.reads(source)]
-        squares = _adds_squares(chain, affine)
-        linear = [] if squares else [source for source in read if len(reduced[source]) <= len(g)]
-        scales = {source: _deviation(g) / (_deviation(reduced[source]) or np.inf) for source in linear}
-        features = np.concatenate([g, *(scales[source] * reduced[source] for source in linear)])
+        features = np.concatenate([reduced[source] for source in sampled])
         values = np.broadcast_to(affine.apply(true), (affine.size, features.shape[1]))
-        if squares:
+        if _adds_squares(chain, affine):
             matrix, shift, error = regress_nonnegative(features, values - affine.shift[:, np.newaxis])
         else:
             matrix, shift, error = regress(features, values - exact.apply(reduced), ridge)
         if error is not None:
             varied = values[:, fitted_columns(features) :] - values.mean(axis=1, keepdims=True)
             errors[name] = error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
-        blocks, sources = exact.blocks(), [*sampled, *linear]
-        bounds = np.cumsum([0, *(len(reduced[source]) for source in sources)])
-        for source, a, b in zip(sources, bounds, bounds[1:], strict=False):
-            block = scales.get(source, 1.0) * matrix[:, a:b]
-            blocks[source] = blocks[source] + block if source in blocks else block
-        return AffineMap.from_blocks(blocks, exact.shift + shift)
+        bounds = np.cumsum([0, *(len(points[source]) for source in sampled)])
+        fits = {source: matrix[:, a:b] for source, a, b in zip(sampled, bounds, bounds[1:], strict=False)}
+        return AffineMap.from_blocks({**exact.blocks(), **fits}, exact.shift + shift)
 
     stages = []
     for stage in chain.stages:
@@ -155,8 +146,3 @@ def _adds_squares(chain: StageChain, affine: AffineMap) -> bool:
         return False
     block = affine.blocks()[stages[0].name]
     return block.min() >= 0
-
-
-def _deviation(values: np.ndarray) -> float:
-    """Return the root mean square of values (m, k) less their means."""
-    return float(np.sqrt(np.mean((values - values.mean(axis=1, keepdims=True)) ** 2)))

@@ -109,21 +109,6 @@ def test_deep_function_is_fitted_stage_after_stage():
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.05
 
 
-def test_few_points_and_the_state_say_more_than_few_points():
-    """With ridge 0, no N, L and b have a smaller residual: here none at all, for what is linear is not sampled."""
-    f = module(lambda self, t, y: self.b(torch.tanh(self.a(y))), a=nn.Linear(12, 20), b=nn.Linear(20, 12))
-    chain, V, c, training = setting(f)
-    points, z = {"g1": np.arange(6)}, V.T @ (training.y - c[:, None])
-    fitted = fit_chain(chain, V, V, c, points, training, 0.0).chain
-    assert set(fitted.output.sources) == {"g1", "y"}
-    g = np.tanh(chain.stages[0].argument.apply({"y": training.y})[:6])
-    features = np.vstack([g, z, np.ones_like(z[:1])])
-    expected = np.linalg.lstsq(features.T, (V.T @ training.values["output"]).T, rcond=None)[0].T @ features
-    np.testing.assert_allclose(fitted(z), expected, atol=1e-9)
-    fewer = fit_chain(chain, V, V, c, {"g1": np.arange(3)}, training, 0.0).chain
-    assert fewer.output.sources == ("g1",)  # a correction that is larger than what it corrects
-
-
 def test_linear_parts_stay_exact():
     """A function without sampled stages is the plain projection."""
     f = module(lambda self, t, y: self.a(y) + torch.tanh(y), a=nn.Linear(12, 12))
