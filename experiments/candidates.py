@@ -32,7 +32,7 @@ GALERKIN = {"pod-galerkin": "pod", "balanced-galerkin": "balanced"}
 GREEDY_POINTS = 256
 
 #: Distillation takes about so many steps of gradient descent, but no more than so many epochs.
-DISTILLATION_STEPS, DISTILLATION_EPOCHS = 7000, 200
+DISTILLATION_STEPS, DISTILLATION_EPOCHS = 9000, 200
 DISTILLATION_BATCH = 128
 
 #: An adaptive solver takes long: only every third level of a reduction is measured with it too, and of the methods that

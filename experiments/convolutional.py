@@ -17,7 +17,7 @@ EXPERIMENT = Experiment(
         dense_ranks=(256, 128, 64, 32, 16, 8),
         distilled={
             "a": (
-                Distillation(48, 384, Steps("midpoint", 1)),
+                Distillation(40, 384, Steps("midpoint", 1)),
                 Distillation(16, 64, Steps("midpoint", 1), every_seed=False),
             ),
             "b": (
