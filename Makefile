@@ -6,12 +6,12 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-export lint bench clean
 
 help: ## Show this list
 	@echo 'torchmor: smaller and faster ODE layers for trained PyTorch networks'
 	@echo
-	@awk -F ':[^#]*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'The first run installs everything into .venv (about 1.4 GB). make demo PYTHON=... picks another Python >= 3.11.'
 
@@ -20,6 +20,9 @@ demo: $(INSTALLED) ## Train a small convolutional Neural ODE, reduce it, print t
 
 test: lint ## Run all that CI runs: lint, then every test
 	$(BIN)/pytest -n 2 --dist loadscope
+
+test-export: $(INSTALLED) ## Export every catalogue entry to every target (half an hour)
+	$(BIN)/pytest -n 2 -m '' tests/adapters/export
 
 lint: $(INSTALLED) ## Check style, formatting and the dependency rules
 	$(BIN)/ruff check .
@@ -46,5 +49,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo 'torchmor: installing into .venv'
 	@if [ -e $(INSTALLED) ] && [ "$$(cat $(INSTALLED))" != "$(CURDIR)" ]; then rm -rf .venv; fi
 	@"$(PYTHON)" -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,sequences,test,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments,sequences,export,test,dev]'
 	@echo "$(CURDIR)" > $(INSTALLED)

@@ -118,6 +118,8 @@ class ODELayer(SolvingLayer):
 
         parameters = function.adjoint_parameters(request, y0) if self.adjoint else ()
         try:
+            if torch.compiler.is_compiling():  # torchdiffeq can neither be compiled nor exported
+                return request.solve(observed, y0, parameters)
             return request.solve_with_torchdiffeq(observed, y0, parameters, callbacks=self.func)
         except RuntimeError as error:
             explained = explain_mismatch(error, function, (y0,), "the state y0")

@@ -16,6 +16,9 @@ Matrix = np.ndarray | sps.sparray | LinearOperator
 #: Rows of an opaque map are transposed products of unit vectors, in chunks of about this many bytes.
 CHUNK_BYTES = 64 * 2**20
 
+#: Rows with more than this share of nonzero entries are faster as a dense matrix: a normalised convolution's are.
+DENSE_SHARE = 0.1
+
 
 @dataclass(frozen=True, eq=False)
 class Lift:
@@ -111,7 +114,7 @@ class AffineMap:
         return dict(zip(self.sources, self._split(_transposed_product(self.linear, cotangent)), strict=True))
 
     def restrict(self, dofs: np.ndarray) -> AffineMap:
-        """Keep the rows ``dofs`` (any order, repeats allowed), as a sparse matrix where the map was opaque."""
+        """Keep the rows ``dofs`` (any order, repeats allowed), as a matrix where the map was opaque, mostly sparse."""
         dofs = np.asarray(dofs, dtype=np.int64)
         if self.is_opaque:
             unique, inverse = np.unique(dofs, return_inverse=True)
@@ -188,7 +191,7 @@ def _transposed_product(linear: Matrix, columns: np.ndarray) -> np.ndarray:
     return linear.rmatmat(columns) if isinstance(linear, LinearOperator) else linear.T @ columns
 
 
-def _rows(linear: LinearOperator, dofs: np.ndarray) -> sps.csr_array:
+def _rows(linear: LinearOperator, dofs: np.ndarray) -> np.ndarray | sps.csr_array:
     chunk = max(1, CHUNK_BYTES // (8 * sum(linear.shape)))
     parts = [sps.csr_array((0, linear.shape[1]))]
     for start in range(0, len(dofs), chunk):
@@ -196,7 +199,8 @@ def _rows(linear: LinearOperator, dofs: np.ndarray) -> sps.csr_array:
         units = np.zeros((linear.shape[0], len(chosen)))
         units[chosen, np.arange(len(chosen))] = 1.0
         parts.append(sps.csr_array(linear.rmatmat(units).T))
-    return sps.csr_array(sps.vstack(parts))
+    rows = sps.csr_array(sps.vstack(parts))
+    return rows.toarray() if rows.nnz > DENSE_SHARE * np.prod(rows.shape) else rows
 
 
 def _hstack(blocks: list, rows: int) -> np.ndarray | sps.csr_array:

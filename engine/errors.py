@@ -65,6 +65,14 @@ class FileFormatError(TorchmorError, ValueError):
     """A saved file is damaged, is no torchmor file, or has a format that this version cannot read."""
 
 
+class ExportError(TorchmorError, RuntimeError):
+    """A module cannot be exported, or the exported file does not compute what torch computes."""
+
+
+class MissingPackageError(TorchmorError, ImportError):
+    """An optional package that is needed here is not installed."""
+
+
 class NoRecordError(TorchmorError, AttributeError):
     """The layer holds the reduced operators only; the record of its reduction was not saved with it."""
 

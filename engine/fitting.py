@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg as spla
 
 from torchmor.engine import functions
 from torchmor.engine.affine import AffineMap, Lift
+from torchmor.engine.quadratics import factors
+from torchmor.engine.regression import fitted_columns, regress, regress_nonnegative
 from torchmor.engine.stages import StageChain
-
-#: Ridge weights that are tried where none is given.
-RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-
-#: Part of the training columns, the last ones, that chooses among them.
-HELD_OUT = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +48,7 @@ class FittedChain:
         The fitted chain.
     errors
         Name of a fitted stage's argument, or "output" → relative error, without its mean, on the columns that were
-        held out of its fit; empty where the ridge was given.
+        held out of its fit; those of ridge regressions are absent where the ridge was given.
     """
 
     chain: StageChain
@@ -77,7 +71,7 @@ def fit_chain(
     states less that part. The stages g are evaluated as in the reduced chain, at ŷ and after the fits before them, so
     that a fit makes up for what projection and earlier fits lose too. The linear correction L costs little and says
     much where points are few; it reads the state, and the input and the time where f does, where they are no more than
-    the points.
+    the points. Sums of squares, as in a variance, are fitted with weights that are not negative, and without it.
 
     Law: with ridge 0, states in the trial space and stage values in the span of an interpolation's basis, the values
     equal those of the interpolation; with ridge 0 no other N, L and b have a smaller residual on the training data.
@@ -116,13 +110,17 @@ def fit_chain(
         exact = without(affine, sampled).substitute(lifts)
         g = np.concatenate([reduced[source] for source in sampled])
         read = [source for source in ("y", "u", "t") if source == "y" or chain.reads(source)]
-        linear = [source for source in read if len(reduced[source]) <= len(g)]
+        squares = _adds_squares(chain, affine)
+        linear = [] if squares else [source for source in read if len(reduced[source]) <= len(g)]
         scales = {source: _deviation(g) / (_deviation(reduced[source]) or np.inf) for source in linear}
         features = np.concatenate([g, *(scales[source] * reduced[source] for source in linear)])
         values = np.broadcast_to(affine.apply(true), (affine.size, features.shape[1]))
-        matrix, shift, error = regress(features, values - exact.apply(reduced), ridge)
+        if squares:
+            matrix, shift, error = regress_nonnegative(features, values - affine.shift[:, np.newaxis])
+        else:
+            matrix, shift, error = regress(features, values - exact.apply(reduced), ridge)
         if error is not None:
-            varied = values[:, _fitted_columns(features) :] - values.mean(axis=1, keepdims=True)
+            varied = values[:, fitted_columns(features) :] - values.mean(axis=1, keepdims=True)
             errors[name] = error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
         blocks, sources = exact.blocks(), [*sampled, *linear]
         bounds = np.cumsum([0, *(len(reduced[source]) for source in sources)])
@@ -150,71 +148,15 @@ def without(affine: AffineMap, sources: list[str]) -> AffineMap:
     return affine.select({name: np.zeros(0, dtype=np.int64) for name in sources})
 
 
+def _adds_squares(chain: StageChain, affine: AffineMap) -> bool:
+    """Whether a map is a constant plus squares, all of weights that are not negative."""
+    stages = [stage for stage in chain.stages if affine.sources == (stage.name,)]
+    if affine.is_opaque or not stages or factors(stages[0]) != (0, 0):
+        return False
+    block = affine.blocks()[stages[0].name]
+    return block.min() >= 0
+
+
 def _deviation(values: np.ndarray) -> float:
     """Return the root mean square of values (m, k) less their means."""
     return float(np.sqrt(np.mean((values - values.mean(axis=1, keepdims=True)) ** 2)))
-
-
-class Regression(NamedTuple):
-    """What :func:`regress` returns: ``target ≈ matrix @ features + shift``.
-
-    Parameters
-    ----------
-    matrix, shift
-        Arrays N (q, m) and b (q,).
-    held_out_error
-        Norm of the residual on the columns that chose the ridge weight, of the fit to the others; None where the
-        weight was given.
-    """
-
-    matrix: np.ndarray
-    shift: np.ndarray
-    held_out_error: float | None
-
-
-def regress(features: np.ndarray, target: np.ndarray, ridge: float | None = None) -> Regression:
-    """Return N and b that minimise ``‖target − N features − b‖² + λ ‖N‖²`` (Frobenius), with b unpenalised.
-
-    Parameters
-    ----------
-    features, target
-        Arrays (m, k) and (q, k).
-    ridge
-        ``λ m / ‖features − mean‖²``; 0 gives the least-norm solution. None chooses the one among :data:`RIDGES` that is
-        best for the last fifth of the columns when fitted to the others, and then fits to all.
-    """
-    held_out_error = None
-    if ridge is None:
-        kept = _fitted_columns(features)
-        solve = _regression(features[:, :kept], target[:, :kept])
-
-        def error(candidate: float) -> float:
-            matrix, shift = solve(candidate)
-            return float(np.linalg.norm(target[:, kept:] - matrix @ features[:, kept:] - shift[:, np.newaxis]))
-
-        tried = [error(candidate) for candidate in RIDGES]
-        held_out_error = min(tried)
-        ridge = RIDGES[tried.index(held_out_error)]
-    return Regression(*_regression(features, target)(ridge), held_out_error)
-
-
-def _fitted_columns(features: np.ndarray) -> int:
-    """Return how many columns are fitted to where the others choose the ridge weight."""
-    return features.shape[1] - int(HELD_OUT * features.shape[1])
-
-
-def _regression(features: np.ndarray, target: np.ndarray):
-    """Return ridge → (N, b)."""
-    middle, aim = features.mean(axis=1), target.mean(axis=1)
-    centered = features - middle[:, np.newaxis]
-    factor = spla.qr(centered.T, mode="r", check_finite=False)[0] if centered.shape[1] > len(centered) else centered.T
-    _, values, right = spla.svd(factor[: len(centered)] if len(factor) > len(centered) else factor, full_matrices=False)
-    products = (target - aim[:, np.newaxis]) @ centered.T @ right.T
-    known = values > values.max(initial=0.0) * max(centered.shape) * np.finfo(np.float64).eps
-
-    def solution(ridge: float) -> tuple[np.ndarray, np.ndarray]:
-        weights = np.where(known, values**2 + ridge * np.sum(values**2) / len(centered), np.inf)
-        matrix = (products / weights) @ right
-        return matrix, aim - matrix @ middle
-
-    return solution

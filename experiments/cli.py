@@ -126,16 +126,19 @@ def _experiment(experiment, load, data, data_dir, out, seed, seeds, threads, qui
 
 @app.command
 def info(file: Path, /) -> None:
-    """Say what a saved reduced layer or network holds: sizes, equation, solver, and how it was reduced.
+    """Say what a saved or exported reduced layer or network holds: sizes, equation, solver, and how it was reduced.
+
+    Of an exported file also inputs, outputs and operations. Nothing in the file is executed.
 
     Parameters
     ----------
     file
-        A file written by `torchmor.adapters.save`.
+        A file written by `torchmor.adapters.save` (.safetensors), or by `export_onnx` (.onnx), `export_program`,
+        `export_inductor` (.pt2) and `export_executorch` (.pte).
     """
-    from torchmor.experiments.saved_file import describe
+    from torchmor.experiments import exported_file, saved_file
 
-    print(describe(file))
+    print((exported_file if file.suffix in exported_file.SUFFIXES else saved_file).describe(file))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

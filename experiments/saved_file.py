@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from torchmor.adapters.export import operators
+from torchmor.adapters.export.operators import operators
 from torchmor.adapters.files import build_layer, read
 from torchmor.adapters.reduced_layer import ReducedODELayer
 

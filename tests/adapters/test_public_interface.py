@@ -62,9 +62,23 @@ SIGNATURES = {
     "load": {"path": REQUIRED, "network": None},
     "export_operators": {"layer": REQUIRED, "path": REQUIRED},
     "fold": {"small": REQUIRED, "example": REQUIRED},
+    "export_onnx": {"module": REQUIRED, "path": REQUIRED, "example": REQUIRED},
+    "export_program": {"module": REQUIRED, "path": REQUIRED, "example": REQUIRED},
+    "export_inductor": {"module": REQUIRED, "path": REQUIRED, "example": REQUIRED},
+    "export_executorch": {"module": REQUIRED, "path": REQUIRED, "example": REQUIRED, "*": None, "max_batch": 256},
+    "single_step": {"layer": REQUIRED},
 }
 #: Functions that have more parameters than those pinned: optional ones, after them.
-EXTENDED = ("collect_snapshots", "distill", "fold", "to_module")
+EXTENDED = (
+    "collect_snapshots",
+    "distill",
+    "fold",
+    "to_module",
+    "export_onnx",
+    "export_program",
+    "export_inductor",
+    "export_executorch",
+)
 
 
 def parameters(function):

@@ -178,8 +178,12 @@ def test_rows_of_an_opaque_map_come_in_chunks(monkeypatch):
     monkeypatch.setattr(affine, "CHUNK_BYTES", 8 * 70 * 4)
     restricted = opaque.restrict(np.array([7, 3, 7, 39, 0, 1, 2, 3, 4, 20]))
     assert widths == [4, 4]  # of eight different rows
+    expected = blocks["y"][[7, 3, 7, 39, 0, 1, 2, 3, 4, 20]]
+    np.testing.assert_array_equal(restricted.linear, expected)  # dense, as many entries are not zero
+    monkeypatch.setattr(affine, "DENSE_SHARE", 1.0)
+    restricted = opaque.restrict(np.array([7, 3, 7, 39, 0, 1, 2, 3, 4, 20]))
     assert sps.issparse(restricted.linear)
-    np.testing.assert_array_equal(restricted.linear.toarray(), blocks["y"][[7, 3, 7, 39, 0, 1, 2, 3, 4, 20]])
+    np.testing.assert_array_equal(restricted.linear.toarray(), expected)
 
 
 def test_from_blocks():

@@ -1,6 +1,7 @@
 """Reductions of deep functions: every stage has points of its own, errors fall, and the explanation tells it all."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ from catalogue import CATALOGUE, GroupNormalised, traced, varied
 from torchmor.adapters.tracing import trace
 from torchmor.engine.errors import SizeError
 from torchmor.engine.explanation import Explanation
+from torchmor.engine.fitting import without
 from torchmor.engine.models import ode_layer_model
 from torchmor.engine.reduction import SnapshotReductor
 from torchmor.engine.time_steppers import RungeKuttaTimeStepper
@@ -201,3 +203,27 @@ def test_explanation_as_data(deep):
     old = Explanation.from_json(data)
     assert all(part.reads == () and part.error is part.operations is None for part in old.parts)
     assert "omp, as asked" in str(old) and "operations:" not in str(old)
+
+
+def test_a_known_part_beside_a_network_is_exact():
+    """A few products in closed form are kept, whatever becomes of the network: they are not fitted away."""
+    chain = traced("physics and network")  # predators and prey, and a network of seven units
+    y = np.random.default_rng(5).normal(size=(2, 200))
+    reductor = SnapshotReductor(model(chain), y)
+    reduced = reductor.reduce(state_dim="full", points=2, **FITTED)
+    assert [(part.what, part.reduced) for part in reduced.parts[1:]] == [("a1 * a2", 1), ("tanh(a1)", 2)]
+    small = -reduced.rom.operator.chain
+    far = 100.0 * np.random.default_rng(6).normal(size=(2, 5))
+    product = chain.evaluate(far)["g1"]
+    np.testing.assert_allclose(small.evaluate(far)["g1"], product, rtol=1e-12)
+    np.testing.assert_allclose(small.output.blocks()["g1"], _block(chain, "g1"), atol=1e-12)
+    # the known linear part comes on top of what stands for the network, which is the same without it
+    alone = replace(chain, output=without(chain.output, ["y"]))
+    network = -SnapshotReductor(model(alone), y).reduce(state_dim="full", points=2, **FITTED).rom.operator.chain
+    known = small.output.blocks()["y"] - network.output.blocks()["y"]
+    np.testing.assert_allclose(known, _block(chain, "y"), atol=1e-12)
+
+
+def _block(chain, source):
+    block = chain.output.blocks()[source]
+    return block.toarray() if hasattr(block, "toarray") else block

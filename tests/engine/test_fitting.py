@@ -8,8 +8,9 @@ from torch import nn
 from catalogue import module
 from torchmor.adapters.tracing import trace
 from torchmor.engine.bases import pod
-from torchmor.engine.fitting import RIDGES, Training, fit_chain, regress
+from torchmor.engine.fitting import Training, fit_chain
 from torchmor.engine.points import interpolate
+from torchmor.engine.regression import RIDGES, regress, regress_nonnegative
 
 rng = np.random.default_rng(0)
 
@@ -143,3 +144,39 @@ def test_inputs_and_times_are_read():
     reduced = fit_chain(chain, np.eye(8), np.eye(8), None, {"g1": np.arange(8)}, training, 0.0).chain
     u, t = rng.normal(size=(2, 200)) * 10, t + 5
     np.testing.assert_allclose(reduced(y, u, t), chain(y, u, t), atol=1e-8)
+
+
+def test_weights_that_are_not_negative():
+    """Exact where the truth is such a sum, and otherwise the best of those: no other is nearer."""
+    features = rng.normal(size=(6, 80)) ** 2
+    weights = np.array([[0.0, 1.0, 0.0, 2.0, 0.5, 0.0], [3.0, 0.0, 0.0, 0.0, 0.0, 1.0]])
+    matrix, shift, error = regress_nonnegative(features, weights @ features + [[0.0], [4.0]])
+    np.testing.assert_allclose(matrix, weights, atol=1e-10)
+    np.testing.assert_allclose(shift, [0.0, 4.0], atol=1e-9)
+    assert error < 1e-8
+    target = weights[:1] @ features - 0.3 * features[:1] + rng.normal(size=(1, 80))
+    matrix, shift, error = regress_nonnegative(features, target)
+    assert matrix.min() >= 0 and shift.min() >= 0 and error > 0
+
+    def residual(matrix, shift):
+        return np.linalg.norm(target - matrix @ features - shift[:, None])
+
+    for _ in range(50):
+        other = np.maximum(matrix + 0.05 * rng.normal(size=matrix.shape), 0), np.maximum(shift + 0.05, 0)
+        assert residual(*other) >= residual(matrix, shift)
+
+
+def test_fitted_variances_are_never_negative():
+    """Wherever the state is: fitted from few squares, at states that vary in few directions."""
+    net = nn.Sequential(nn.Linear(12, 24), nn.GroupNorm(3, 24), nn.Tanh(), nn.Linear(24, 12))
+    f = module(lambda self, t, y: self.net(y), net=net)
+    chain, V, c, training = setting(f)
+    points = {"g1": np.arange(0, 24, 3)}
+    for ridge in (None, 0.0):
+        fitted = fit_chain(chain, V, V, c, points, training, ridge)
+        second = fitted.chain.stages[1].argument
+        assert second.linear.min() >= 0 and second.shift.min() >= 0
+        z = V.T @ (training.y - c[:, None])
+        exact = chain.stages[1].argument.apply(training.values)
+        assert np.linalg.norm(second.apply(fitted.chain.evaluate(z)) - exact) < 0.3 * np.linalg.norm(exact)
+    assert 0 < fit_chain(chain, V, V, c, points, training).errors["g2"] < 1

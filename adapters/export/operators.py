@@ -4,12 +4,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 from torch import nn
 
 from torchmor.adapters.arrays import to_array
 from torchmor.adapters.atomic import atomic_path
-from torchmor.adapters.chain_module import AffineModule
+from torchmor.adapters.chain_module import AffineModule, ChainModule
 from torchmor.adapters.reduced_layer import ReducedODELayer
 
 
@@ -43,6 +42,8 @@ def export_operators(layer: ReducedODELayer, path: str | os.PathLike) -> None:
         if path.suffix == ".npz":
             np.savez(temporary, **entries)
         else:
+            import scipy.io
+
             scipy.io.savemat(temporary, entries, oned_as="column")
 
 
@@ -55,12 +56,7 @@ def operators(layer: ReducedODELayer) -> dict[str, np.ndarray | str]:
         lines.append("z(t0) = E y(t0) + e")
     else:
         lines.append("z = y")
-    for k, (expression, argument) in enumerate(zip(layer.ode.expressions, layer.ode.stages, strict=True), start=1):
-        names = [f"a{k}"] if expression.arity == 1 else [f"a{k}_{i}" for i in range(1, expression.arity + 1)]
-        for name, rows in zip(names, np.split(np.arange(argument.weight.shape[0]), expression.arity), strict=True):
-            lines.append(f"{name} = {_affine(arrays, argument, name.replace('a', 'A'), name.replace('a', 'b'), rows)}")
-        lines.append(f"g{k} = {expression.text(names)}")
-    lines.append(f"dz/dt = {_affine(arrays, layer.ode.output, 'B', 'b')}")
+    lines += _ode_lines(layer.ode, arrays)
     if not isinstance(layer.decode, nn.Identity):
         arrays |= {"D": to_array(layer.decode.weight), "d": to_array(layer.decode.bias)}
         lines.append("y(t) = D z(t) + d")
@@ -73,6 +69,23 @@ def operators(layer: ReducedODELayer) -> dict[str, np.ndarray | str]:
         "state_shape": " x ".join(map(str, layer.state_shape)),
     }
     return {**arrays, **{name: np.array(text) for name, text in words.items()}}
+
+
+def equation(ode: ChainModule) -> str:
+    """Return a reduced ODE in words, with its matrices named as in the exported file."""
+    return "\n".join(_ode_lines(ode, {}))
+
+
+def _ode_lines(ode: ChainModule, arrays: dict) -> list[str]:
+    """Add the matrices of a reduced ODE to the arrays, and return the ODE in words."""
+    lines = []
+    for k, (expression, argument) in enumerate(zip(ode.expressions, ode.stages, strict=True), start=1):
+        names = [f"a{k}"] if expression.arity == 1 else [f"a{k}_{i}" for i in range(1, expression.arity + 1)]
+        for name, rows in zip(names, np.split(np.arange(argument.weight.shape[0]), expression.arity), strict=True):
+            lines.append(f"{name} = {_affine(arrays, argument, name.replace('a', 'A'), name.replace('a', 'b'), rows)}")
+        lines.append(f"g{k} = {expression.text(names)}")
+    lines.append(f"dz/dt = {_affine(arrays, ode.output, 'B', 'b')}")
+    return lines
 
 
 def _affine(arrays: dict, module: AffineModule, matrix: str, shift: str, rows=slice(None)) -> str:

@@ -1,0 +1,1 @@
+"""Exporting reduced layers and networks: operators for other languages, graphs for other runtimes."""

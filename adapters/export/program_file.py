@@ -1,0 +1,58 @@
+"""Export to torch.export programs, ``.pt2``."""
+
+import os
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torchmor.adapters.atomic import atomic_path
+from torchmor.adapters.export.agreement import Agreement, compare
+from torchmor.adapters.export.graph import announce, exportable, quiet, suffixed, trace
+from torchmor.adapters.export.note import KEY, note
+
+
+def export_program(module: nn.Module, path: str | os.PathLike, *example: Tensor, verbose: bool = True) -> Agreement:
+    """Export a module as a torch.export program that runs with torch alone, for any batch.
+
+    Law: ``torch.export.load(path).module()(*arguments)`` equals ``module(*arguments)`` in eval mode. It is checked on
+    the spot, at the example's batch and two others.
+
+    Parameters
+    ----------
+    module
+        A reduced layer, a network with such layers, a folded network, or a `single_step`; any module that torch.export
+        can trace. It is not changed.
+    path
+        File ending in .pt2; written whole or not at all.
+    example
+        Arguments of one call, tensors. Dimension 0 of each becomes a dynamic batch.
+    verbose
+        Print what was written and how far it is from torch.
+
+    Returns
+    -------
+    Agreement
+        The largest errors.
+
+    Raises
+    ------
+    ExportError
+        A layer's solver, or something else in the module, cannot be exported; or the loaded program disagrees with
+        torch. Nothing is written.
+    ShapeError
+        The example has no common batch.
+    ValueError
+        The path ends otherwise.
+    """
+    path = suffixed(path, ".pt2")
+    module = exportable(module)
+    program = trace(module, example)
+    program.example_inputs = None  # data of the user, which would be saved too
+    with atomic_path(path) as temporary:
+        with quiet():
+            torch.export.save(program, temporary, extra_files={KEY: note(module, program)})
+            loaded = torch.export.load(temporary).module()
+        agreement = compare(lambda a: pytree.tree_leaves(loaded(*a)), module, example, "torch.export")
+    announce(verbose, path, "torch.export program", agreement)
+    return agreement
