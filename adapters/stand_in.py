@@ -19,9 +19,9 @@ from torchmor.adapters.calibration import Batch, call_network, evaluation
 from torchmor.adapters.call_forms import ADVICE, call_form
 from torchmor.adapters.ode_layer import ODELayer, call_convention, find_layer
 from torchmor.adapters.solve_calls import ModuleCall, SolveCall, watched
-from torchmor.adapters.solve_request import OWN_METHODS
 from torchmor.adapters.solved_block import AttributeFunction, SolvedBlock, source_of
 from torchmor.engine.errors import InputError, TorchmorError, UnknownLayerError, UnsupportedOperationError
+from torchmor.engine.tableaux import OWN_METHODS
 
 #: A stand-in gives the module's values to so many units of rounding, or of tolerance where the solver is another.
 ALLOWED = 1e3
