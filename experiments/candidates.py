@@ -32,11 +32,11 @@ GALERKIN = {"pod-galerkin": "pod", "balanced-galerkin": "balanced"}
 GREEDY_POINTS = 256
 
 #: Distillation takes about so many steps of gradient descent, but no more than so many epochs.
-DISTILLATION_STEPS, DISTILLATION_EPOCHS = 9000, 200
-DISTILLATION_BATCH = 128
+DISTILLATION_STEPS, DISTILLATION_EPOCHS = 7500, 200
+DISTILLATION_BATCH = 256
 
-#: An adaptive solver takes long: only every third level of a reduction is measured with it too, and of the methods that
-#: keep the state large the first one.
+#: An adaptive solver takes long: only every third level of a reduction is measured with it too, and no network that
+#: keeps the state large.
 LEVELS_PER_ADAPTIVE = 3
 
 
@@ -48,14 +48,11 @@ class Distillation:
     ----------
     solver
         None for that of the other compressed networks.
-    every_seed
-        Whether it is made for every seed, not for the first one only.
     """
 
     r: int
     m: int
     solver: Steps | None = None
-    every_seed: bool = True
 
     def __str__(self) -> str:
         return f"{self.r}/{self.m}" + (f" with {self.solver}" if self.solver else "")
@@ -97,7 +94,12 @@ class Levels:
     def in_words(self) -> dict[str, Any]:
         """Return the levels for a table of settings."""
         distilled = {key: [str(one) for one in several] for key, several in self.distilled.items()}
-        return asdict(self) | {"distilled": distilled, "teacher": str(self.teacher or "own solver")}
+        how = f"{DISTILLATION_STEPS:,} steps with batches of {DISTILLATION_BATCH}, at most {DISTILLATION_EPOCHS} epochs"
+        return asdict(self) | {
+            "distilled": distilled,
+            "distillation": how,
+            "teacher": str(self.teacher or "own solver"),
+        }
 
 
 @dataclass(frozen=True)
@@ -159,15 +161,13 @@ class Compression:
         self.data, self.seed = data, seed
         self.reductor = NetworkReductor(network, name, self.calibration, metric="agreement", seed=seed, progress=False)
 
-    def jobs(self, companion: Steps | None, first: bool) -> Iterator[Job]:
+    def jobs(self, companion: Steps | None) -> Iterator[Job]:
         """Yield the networks to make, by method.
 
         Parameters
         ----------
         companion
             Coarse solver of the compressed networks; None for the layer's own.
-        first
-            Whether this is the first seed.
         """
         network, name, levels = self.network, self.name, self.levels
         adaptive = network.get_submodule(name).method in ADAPTIVE_METHODS
@@ -182,12 +182,10 @@ class Compression:
                         not (adaptive and i % LEVELS_PER_ADAPTIVE),
                     )
         for method, basis in GALERKIN.items():
-            for i, r in enumerate(dict.fromkeys(r for r, _ in levels.sizes)):
+            for r in dict.fromkeys(r for r, _ in levels.sizes):
                 make = self._reduce(r, "full", **{**CLASSIC, "basis": basis, "selection": "deim"})
-                yield Job(method, {"r": r}, make, not adaptive or (i == 0 and basis == "pod"))
+                yield Job(method, {"r": r}, make, not adaptive)
         for one in levels.distilled.get(self.key, ()):
-            if not (first or one.every_seed):
-                continue
             solver = one.solver or companion
             for method in ("distilled", "control"):
                 make = self._distill(one.r, one.m, solver, random=method == "control")
@@ -208,7 +206,7 @@ class Compression:
         for method, size, sizes, function in together:
             made = cache(lambda function=function, sizes=sizes: function(sizes))
             for i, value in enumerate(sizes):
-                yield Job(method, {size: value}, lambda made=made, i=i: made()[i], not adaptive or i == 0)
+                yield Job(method, {size: value}, lambda made=made, i=i: made()[i], not adaptive)
 
     def showcase(self) -> dict[str, nn.Module]:
         """Return the network reduced with each selection of points, to one of the middle sizes."""

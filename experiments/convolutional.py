@@ -16,14 +16,8 @@ EXPERIMENT = Experiment(
         ranks=(12, 8, 6, 4, 2, 1),
         dense_ranks=(256, 128, 64, 32, 16, 8),
         distilled={
-            "a": (
-                Distillation(40, 384, Steps("midpoint", 1)),
-                Distillation(16, 64, Steps("midpoint", 1), every_seed=False),
-            ),
-            "b": (
-                Distillation(32, 384, Steps("midpoint", 1)),
-                Distillation(16, 256, Steps("euler", 1), every_seed=False),
-            ),
+            "a": (Distillation(40, 384, Steps("midpoint", 1)),),
+            "b": (Distillation(32, 384, Steps("midpoint", 1)),),
         },
         teacher=Steps("rk4", 1),
     ),
