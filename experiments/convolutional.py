@@ -16,7 +16,7 @@ EXPERIMENT = Experiment(
         ranks=(12, 8, 6, 4, 2, 1),
         dense_ranks=(256, 128, 64, 32, 16, 8),
         distilled={
-            "a": (Distillation(40, 384, Steps("midpoint", 1)),),
+            "a": (Distillation(48, 256, Steps("midpoint", 1)),),
             "b": (Distillation(32, 384, Steps("midpoint", 1)),),
         },
         teacher=Steps("rk4", 1),

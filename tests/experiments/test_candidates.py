@@ -52,5 +52,5 @@ def test_distilled_reductions_and_their_controls():
 
 def test_levels_in_words():
     words = convolutional.EXPERIMENT.levels.in_words()
-    assert words["distilled"]["a"][0] == "40/384 with 1 midpoint step"
+    assert words["distilled"]["a"][0] == "48/256 with 1 midpoint step"
     assert words["teacher"] == "1 RK4 step" and LEVELS.in_words()["teacher"] == "own solver"
