@@ -30,8 +30,8 @@ from torchmor.experiments.floor import Machine, measure_machine, needs
 from torchmor.experiments.networks import NetworkRecipe
 from torchmor.experiments.offline_costs import offline_costs, print_costs
 from torchmor.experiments.progress import progress
-from torchmor.experiments.runtimes import TorchodeLayer, Unrolled, compiled, eager, in_onnx_runtime
-from torchmor.experiments.stand_in import stand_in
+from torchmor.experiments.random_images import random_images
+from torchmor.experiments.runtimes import TorchodeLayer, compiled, eager, in_onnx_runtime
 from torchmor.experiments.surroundings import surroundings, threads, threads_in_words
 from torchmor.experiments.table import NOTHING, milliseconds, ratio
 from torchmor.experiments.timing import compare_times
@@ -80,7 +80,7 @@ class Subject:
 
 def subjects(recipe: NetworkRecipe, folder: Path, samples: int = SAMPLES) -> tuple[list[Subject], dict[str, Tensor]]:
     """Return what is timed of a network, and its arguments: images, and states for the layer alone."""
-    data = stand_in(max(samples, *BATCHES))
+    data = random_images(max(samples, *BATCHES))
     full = recipe.network(data, 0).eval().requires_grad_(False)
     images = data.train.inputs
     sizes = EXPERIMENT.levels.distilled[recipe.key][0]
@@ -119,7 +119,7 @@ def subjects(recipe: NetworkRecipe, folder: Path, samples: int = SAMPLES) -> tup
         torch_row("layer", f"full, {layer.method}", layer),
         Subject(recipe.key, "layer", f"full, {layer.method}", "torchode", lambda count: eager(TorchodeLayer(layer))),
         *(torch_row("layer", f"full, {name}", network.ode) for name, network in coarse.items()),
-        *(compiled_row("layer", f"full, {name}", Unrolled(network.ode)) for name, network in coarse.items()),
+        *(compiled_row("layer", f"full, {name}", network.ode) for name, network in coarse.items()),
         torch_row("layer", words, reduced, floor=True),
         compiled_row("layer", words, reduced),
         onnx_row("layer", words, reduced),

@@ -20,7 +20,7 @@ from torchmor.adapters import ODELayer, full_order_model, reduce_network
 from torchmor.engine.bases import pod
 from torchmor.experiments.networks import CONVOLUTIONAL
 from torchmor.experiments.progress import progress
-from torchmor.experiments.stand_in import stand_in
+from torchmor.experiments.random_images import random_images
 from torchmor.experiments.surroundings import threads, threads_in_words
 
 
@@ -40,7 +40,7 @@ def trace_and_restrict() -> Callable[[], Any]:
 
 def whole_reduction() -> Callable[[], Any]:
     """reduce_network, network a, n = 3,136 to r = 64 and m = 128, 2,000 images."""
-    data = stand_in(2000)
+    data = random_images(2000)
     network = CONVOLUTIONAL[0].network(data, 0)
     sizes = {"state_dim": 64, "points": 128, "metric": "agreement"}
     return lambda: reduce_network(network, "ode", data.train.inputs, **sizes, progress=False)

@@ -11,24 +11,6 @@ from torchmor.adapters import ODELayer, export_onnx
 Call = Callable[[], object]
 
 
-class Unrolled(nn.Module):
-    """A full ODE layer with fixed steps, solved by the loop that reduced layers are solved by: it can be compiled.
-
-    Parameters
-    ----------
-    layer
-        The layer.
-    """
-
-    def __init__(self, layer: ODELayer):
-        super().__init__()
-        self.func, self.settings, self._f = layer.func, layer.settings, layer.function
-
-    def forward(self, y0: Tensor) -> Tensor:
-        """Return the final state (batch, …)."""
-        return self.settings.request(y0).solve(self._f, y0)
-
-
 class TorchodeLayer(nn.Module):
     """A full ODE layer with torchode's dopri5, which steps for each sample by itself, at the layer's tolerances.
 

@@ -5,7 +5,7 @@ import torch
 from torchmor.experiments.data.labelled import DataSet, Labelled
 
 
-def stand_in(samples: int, seed: int = 0) -> DataSet:
+def random_images(samples: int, seed: int = 0) -> DataSet:
     """Return random smooth images of Fashion-MNIST's shape, all parts the same, without meaning."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(samples, 1, 7, 7, generator=generator)
