@@ -21,8 +21,8 @@ from torchmor.adapters.network_graph import Cost, NetworkGraph
 from torchmor.adapters.tracing import trace_map
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import CalibrationError, NonFiniteError, UnsupportedOperationError
-from torchmor.engine.fitting import regress
 from torchmor.engine.matching_pursuit import matching_pursuit
+from torchmor.engine.regression import regress
 from torchmor.engine.stages import StageChain
 
 #: Samples that are evaluated together.
@@ -135,7 +135,7 @@ def fit_sampled_encoder(folds: AffineFolds, encode: fx.Node, example: Sequence[A
     entries = matching_pursuit(states[:, ~held_out], target[:, ~held_out], count)
     if not len(entries):
         return None  # the state is the same for all samples
-    matrix, shift = regress(states[np.ix_(entries, ~held_out)], target[:, ~held_out])
+    matrix, shift, _ = regress(states[np.ix_(entries, ~held_out)], target[:, ~held_out])
     missed = target[:, held_out] - matrix @ states[np.ix_(entries, held_out)] - shift[:, np.newaxis]
     error = float(np.linalg.norm(missed) / max(np.linalg.norm(target[:, held_out]), 1e-300))
 
