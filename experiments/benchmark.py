@@ -46,7 +46,7 @@ SAMPLES, ENTRIES_PER_STATE = 2048, 4
 EAGER, COMPILED, ONNX = "torch", "compiled", "ONNX Runtime"
 
 #: Seconds that repeated calls of all rows at one batch may take.
-BUDGET_S = 12.0
+BUDGET_S = 6.0
 
 
 @dataclass(frozen=True)
