@@ -11,6 +11,7 @@ from torchmor.adapters import ReducedODELayer
 from torchmor.adapters.arrays import to_tensor
 from torchmor.adapters.conversion import chain_to_module
 from torchmor.adapters.solve_request import SolveSettings
+from torchmor.engine.quadratics import factors
 from torchmor.engine.stages import Interpolation
 from torchmor.engine.tableaux import TABLEAUX
 
@@ -27,7 +28,9 @@ def reduced_entry(name: str) -> ReducedODELayer:
     interpolations = {}
     for stage in chain.stages:
         points = rng.permutation(stage.size)[: rng.integers(1, min(5, stage.size) + 1)]
-        interpolations[stage.name] = Interpolation(points, rng.normal(size=(stage.size, len(points))) / stage.size)
+        lift = rng.normal(size=(stage.size, len(points))) / stage.size
+        lift = np.abs(lift) if factors(stage) == (0, 0) else lift  # a variance below zero would have no root
+        interpolations[stage.name] = Interpolation(points, lift)
     method = str(rng.choice(list(TABLEAUX)))
     output = str(rng.choice(["final", "trajectory"]))
     layer = ReducedODELayer(
