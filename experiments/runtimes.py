@@ -10,6 +10,9 @@ from torchmor.adapters import ODELayer, export_onnx
 
 Call = Callable[[], object]
 
+#: So many modules of one class, at so many batch sizes, are compiled: torch stops at eight otherwise.
+MOST_COMPILED = 64
+
 
 class TorchodeLayer(nn.Module):
     """A full ODE layer with torchode's dopri5, which steps for each sample by itself, at the layer's tolerances.
@@ -52,7 +55,7 @@ def compiled(module: nn.Module) -> Callable[[Tensor], Call]:
     def prepare(argument: Tensor) -> Call:
         if len(argument) > 1:
             torch._dynamo.mark_dynamic(argument, 0)
-        with torch.no_grad():
+        with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=MOST_COMPILED):
             function(argument)
         return lambda: function(argument)
 
