@@ -203,9 +203,9 @@ def run(
             if torch.cuda.is_available():
                 rows += times_on_cuda(timed, arguments, BATCHES, repeats)
     offline = offline_costs(max(THREADS))
-    for recipe in EXPERIMENT.recipes:
-        for part in ("layer", "network"):
-            print_times(console, [row for row in rows if (row["network"], row["part"]) == (recipe.key, part)])
+    places = ("network", "part", "device", "threads")
+    for place in dict.fromkeys(tuple(row[key] for key in places) for row in rows):
+        print_times(console, [row for row in rows if tuple(row[key] for key in places) == place])
     for machine in machines:
         console.print(
             f"{threads_in_words(machine.threads)}: {machine.bytes_per_s / 1e9:.1f} GB/s, "
@@ -222,22 +222,26 @@ def run(
 
 
 def print_times(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """Print one line for each row of a network's part, and one column for each device, number of threads and batch."""
-    places = list(dict.fromkeys((row["device"], row["threads"], row["batch"]) for row in rows))
-    cells = {
-        (row["name"], row["runtime"], row["device"], row["threads"], row["batch"]): milliseconds(row["wall_s"])
-        + (f" ({ratio(row['wall_s'] / row['floor_s'])})" if row["floor_s"] else "")
-        for row in rows
-    }
-    title = f"Network {rows[0]['network']}, {PARTS[rows[0]['part']]}: ms (times the floor)"
+    """Print one line for each row of a network's part on one device, and one column for each batch.
+
+    What is computed is the same in every runtime, and so is its floor.
+    """
+    first, batches = rows[0], list(dict.fromkeys(row["batch"] for row in rows))
+    floors = {(row["name"], row["batch"]): row["floor_s"] for row in rows if row["floor_s"]}
+    cells = {}
+    for row in rows:
+        floor = floors.get((row["name"], row["batch"]))
+        times = f" ({ratio(row['wall_s'] / floor)})" if floor else ""
+        cells[row["name"], row["runtime"], row["batch"]] = milliseconds(row["wall_s"]) + times
+    where = first["device"] if first["device"] != "cpu" else threads_in_words(first["threads"])
+    title = f"Network {first['network']}, {PARTS[first['part']]}, {where}: ms (times the floor)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("what, solver", vertical="bottom")
-    table.add_column("in", vertical="bottom")
-    for device, count, batch in places:
-        where = device if device != "cpu" else threads_in_words(count)
-        table.add_column(f"{where}\n×{batch:,}", justify="right", no_wrap=True)
+    table.add_column("what, solver")
+    table.add_column("in")
+    for batch in batches:
+        table.add_column(f"×{batch:,}", justify="right", no_wrap=True)
     for name, runtime in dict.fromkeys((row["name"], row["runtime"]) for row in rows):
-        table.add_row(name, runtime, *(cells.get((name, runtime, *place), NOTHING) for place in places))
+        table.add_row(name, runtime, *(cells.get((name, runtime, batch), NOTHING) for batch in batches))
     console.print(table, highlight=False)
 
 

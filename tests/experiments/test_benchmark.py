@@ -30,7 +30,7 @@ def test_every_row_is_timed_and_shown(monkeypatch, tmp_path):
     text = io.StringIO()
     for part in ("layer", "network"):
         benchmark.print_times(Console(file=text, width=120), [row for row in found if row["part"] == part])
-    assert "Network a, whole network: ms (times the floor)" in text.getvalue()
+    assert "Network a, whole network, 1 thread: ms (times the floor)" in text.getvalue()
     assert "folded" in text.getvalue()
 
 
