@@ -80,9 +80,9 @@ def findings(found: Sequence[Entry]) -> list[str]:
 
 def _distillation(found: Sequence[Entry]) -> list[str]:
     """Say how the distilled rows do beside their controls, and how long distilling took."""
-    rows = {key: {tuple(entry.row.sizes.items()): entry for entry in found if entry.row.method == key}
-            for key in ("distilled", "control")}  # fmt: skip
-    pairs = [(entry, rows["control"][size]) for size, entry in rows["distilled"].items() if size in rows["control"]]
+    controls = {entry.row.size: entry for entry in found if entry.row.method == "control"}
+    distilled = [entry for entry in found if entry.row.method == "distilled" and entry.row.size in controls]
+    pairs = [(entry, controls[entry.row.size]) for entry in distilled]
     if not pairs:
         return []
     gains = ", ".join(
