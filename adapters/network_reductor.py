@@ -222,8 +222,7 @@ class NetworkReductor:
 
     def _check_gain(self, operations: tuple[int, int], reduced: ReducedODELayer) -> None:
         """Warn if the reduced layer costs hardly less than the full one."""
-        layer, example = self._offline[:2]
-        costs = example.cost(layer), example.cost(reduced)
+        costs = self._full_cost, self._offline[1].cost(reduced)
         if operations[1] >= operations[0] or costs[1] * LEAST_GAIN > costs[0]:
             warnings.warn(
                 f"this reduction does not pay: an evaluation of the ODE function takes {operations[1]:,} multiply-adds "
@@ -233,6 +232,11 @@ class NetworkReductor:
                 LittleGainWarning,
                 stacklevel=5,
             )
+
+    @cached_property
+    def _full_cost(self) -> float:
+        layer, example = self._offline[:2]
+        return example.cost(layer)
 
     @cached_property
     def _copy(self) -> nn.Module:

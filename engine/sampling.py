@@ -42,11 +42,12 @@ class StageSampler:
     @cached_property
     def values(self) -> dict[str, np.ndarray]:
         """Values of all stages and of f, as of :meth:`StageChain.evaluate`."""
-        return self.chain.evaluate(self.y, self.u, self.t)
+        found = self.chain.evaluate(self.y, self.u, self.t)
+        return {name: np.ascontiguousarray(values) for name, values in found.items()}
 
     def snapshots(self, name: str) -> np.ndarray:
         """Return the "state", or the values of a stage (size, k)."""
-        return self.y if name == "state" else np.ascontiguousarray(self.values[name])
+        return self.y if name == "state" else self.values[name]
 
     def pod(self, name: str, modes: int | None, energy_rtol: float | None) -> PodBasis:
         """Return the POD of the "state" or of a stage; every request up to 512 modes shares one."""

@@ -33,7 +33,7 @@ GREEDY_POINTS = 256
 
 #: Distillation takes about so many steps of gradient descent, but no more than so many epochs.
 DISTILLATION_STEPS, DISTILLATION_EPOCHS = 7500, 200
-DISTILLATION_BATCH = 256
+DISTILLATION_BATCH = 128
 
 #: An adaptive solver takes long: only every third level of a reduction is measured with it too, and no network that
 #: keeps the state large.
@@ -94,7 +94,10 @@ class Levels:
     def in_words(self) -> dict[str, Any]:
         """Return the levels for a table of settings."""
         distilled = {key: [str(one) for one in several] for key, several in self.distilled.items()}
-        how = f"{DISTILLATION_STEPS:,} steps with batches of {DISTILLATION_BATCH}, at most {DISTILLATION_EPOCHS} epochs"
+        how = (
+            f"{DISTILLATION_STEPS:,} steps with batches of {DISTILLATION_BATCH}, at most {DISTILLATION_EPOCHS} epochs; "
+            "from random numbers for the first seed only"
+        )
         return asdict(self) | {
             "distilled": distilled,
             "distillation": how,
@@ -161,13 +164,15 @@ class Compression:
         self.data, self.seed = data, seed
         self.reductor = NetworkReductor(network, name, self.calibration, metric="agreement", seed=seed, progress=False)
 
-    def jobs(self, companion: Steps | None) -> Iterator[Job]:
+    def jobs(self, companion: Steps | None, *, control: bool = True) -> Iterator[Job]:
         """Yield the networks to make, by method.
 
         Parameters
         ----------
         companion
             Coarse solver of the compressed networks; None for the layer's own.
+        control
+            Whether to distil from random numbers too.
         """
         network, name, levels = self.network, self.name, self.levels
         adaptive = network.get_submodule(name).method in ADAPTIVE_METHODS
@@ -187,7 +192,7 @@ class Compression:
                 yield Job(method, {"r": r}, make, not adaptive)
         for one in levels.distilled.get(self.key, ()):
             solver = one.solver or companion
-            for method in ("distilled", "control"):
+            for method in ("distilled", "control") if control else ("distilled",):
                 make = self._distill(one.r, one.m, solver, random=method == "control")
                 yield Job(method, {"r": one.r, "m": one.m}, make, solver is None, solver)
 

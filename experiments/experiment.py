@@ -190,7 +190,7 @@ class _OnSeed:
         layer = self.network.get_submodule(LAYER)
         coarse = list(self.run.experiment.coarse(layer))
         own = self.timed or layer.method not in ADAPTIVE_METHODS
-        jobs = list(self.compression.jobs(None))
+        jobs = list(self.compression.jobs(None, control=self.timed))
         full = Job("full", {"n": layer_size(self.network, self.run.data)}, lambda: self.network)
         words = f"measuring network {self.run.recipe.key}, seed {self.seed}"
         rows_to_come = 1 + len(coarse) + len(jobs) + own * sum(job.own_solver for job in jobs)
@@ -201,7 +201,7 @@ class _OnSeed:
                 for row in self._measured(full, lambda: (self.network, 0.0), solver, bar)
             ]
             self.companion = companion or self._cheapest_adequate(rows, coarse)
-            for job in self.compression.jobs(self.companion):
+            for job in self.compression.jobs(self.companion, control=self.timed):
                 made = cache(partial(_timed, job.make))
                 solvers = [None] if (own and job.own_solver) or self.companion is None else []
                 solvers += [] if self.companion is None or job.method == "skipped" else [self.companion]

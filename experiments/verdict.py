@@ -91,8 +91,8 @@ def _distillation(found: Sequence[Entry]) -> list[str]:
     )
     longest = max(entry.row.offline_s for entry, _ in pairs)
     return [
-        "Distilled from the reduction, and from random numbers as its control, networks differ from the full one by so "
-        f"many points: {gains}. Distilling one took at most {longest:.0f} s."
+        "Distilled from the reduction, and from random numbers as its control (for the first seed only), networks "
+        f"differ from the full one by so many points: {gains}. Distilling one took at most {longest:.0f} s."
     ]
 
 

@@ -21,11 +21,11 @@ LEVELS = Levels(
 )
 
 
-def jobs(method, key="x"):
+def jobs(method, key="x", **options):
     data = load_images("digits")
     network = chain(flat=nn.Flatten(), ode=ODELayer(nn.Sequential(nn.Linear(64, 64), nn.Tanh()), method=method))
     data = replace(data, train=replace(data.train, inputs=data.train.inputs[:20], labels=data.train.labels[:20]))
-    return list(Compression(key, network, "ode", data, LEVELS, 0).jobs(Steps("midpoint", 1)))
+    return list(Compression(key, network, "ode", data, LEVELS, 0).jobs(Steps("midpoint", 1), **options))
 
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
@@ -41,13 +41,14 @@ def test_an_adaptive_solver_is_measured_for_some_levels_only(method):
 
 
 def test_distilled_reductions_and_their_controls():
-    def distilled(key):
-        found = [job for job in jobs("dopri5", key) if job.method in ("distilled", "control")]
+    def distilled(key, **options):
+        found = [job for job in jobs("dopri5", key, **options) if job.method in ("distilled", "control")]
         return [(job.method, job.sizes["r"], str(job.solver)) for job in found]
 
     large = [("distilled", 4, "1 midpoint step"), ("control", 4, "1 midpoint step")]
     assert distilled("x") == [*large, ("distilled", 2, "1 Euler step"), ("control", 2, "1 Euler step")]
     assert distilled("y") == []
+    assert distilled("x", control=False) == [large[0], ("distilled", 2, "1 Euler step")]
 
 
 def test_levels_in_words():
