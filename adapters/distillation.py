@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from torchmor.adapters.calibration import Batch, Calibration, call_network, evaluation
 from torchmor.adapters.chain_module import AffineModule
 from torchmor.adapters.reduced_layer import ReducedODELayer
+from torchmor.adapters.remembered import remembered
 from torchmor.adapters.snapshots import shown
 from torchmor.engine.errors import SolverError, UnknownLayerError, UnsupportedOperationError
 
@@ -102,22 +104,23 @@ def distill(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     order = torch.Generator().manual_seed(seed)
     student.eval()
-    for _ in range(epochs):
-        for i in torch.randperm(len(lessons), generator=order).tolist():
-            batch, target = lessons[i]
-            try:
-                value = loss(call_network(student, batch), target)
-            except SolverError:
+    with remembered(student, [batch for batch, _ in (*lessons, *exam)]) as outputs:
+        for _ in range(epochs):
+            for i in torch.randperm(len(lessons), generator=order).tolist():
+                batch, target = lessons[i]
+                try:
+                    value = loss(outputs(batch), target)
+                except SolverError:
+                    break
+                optimiser.zero_grad()
+                value.backward()
+                optimiser.step()
+                schedule.step()
+            found = _mean_loss(student, exam, loss, outputs)
+            if found < best_loss:
+                best, best_loss = _copies(parameters), found
+            if not math.isfinite(found):
                 break
-            optimiser.zero_grad()
-            value.backward()
-            optimiser.step()
-            schedule.step()
-        found = _mean_loss(student, exam, loss)
-        if found < best_loss:
-            best, best_loss = _copies(parameters), found
-        if not math.isfinite(found):
-            break
     with torch.no_grad():
         for parameter, value in zip(parameters, best, strict=True):
             parameter.copy_(value)
@@ -158,12 +161,15 @@ def _squared_error(lessons: list[tuple[Batch, Tensor]]) -> Loss:
     return lambda output, target: (output - target).square().mean() / variance
 
 
-def _mean_loss(network: nn.Module, lessons: list[tuple[Batch, Tensor]], loss: Loss) -> float:
+def _mean_loss(
+    network: nn.Module, lessons: list[tuple[Batch, Tensor]], loss: Loss, outputs: Callable[[Batch], Any] | None = None
+) -> float:
+    outputs = outputs or partial(call_network, network)
     total, samples = 0.0, 0
     with evaluation(network):
         for batch, target in lessons:
             try:
-                total += float(loss(call_network(network, batch), target)) * batch.size
+                total += float(loss(outputs(batch), target)) * batch.size
             except SolverError:
                 return math.inf
             samples += batch.size

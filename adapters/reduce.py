@@ -69,7 +69,8 @@ def reduce_network(
         Size r of the reduced state, "full" to keep the state, or None to choose it.
     points
         Points m at which each stage is evaluated, from input to output: one size for all, or a sequence. A size is an
-        int, "full" (keep the stage) or None (choose it).
+        int, "full" (keep the stage) or None (choose it). With one size for all, normalisations whose statistics would
+        be inexact are absorbed by the fit: what they divide is fitted as a whole, and the statistics are left out.
     modes
         Collateral basis vectors of each stage, where there is a basis: at most as many as points, which is the default;
         with fewer, interpolation becomes regression (oversampling).

@@ -7,8 +7,9 @@ from typing import Any
 from torchmor.adapters.steps import COARSE, FixedSteps, Steps
 from torchmor.engine.errors import NothingToReduceError
 from torchmor.engine.explanation import Trial
+from torchmor.engine.normalisation import absorbed_stages
 from torchmor.engine.sizes import stage_sizes
-from torchmor.engine.stages import StageChain
+from torchmor.engine.stages import Stage, StageChain
 
 #: Reduced states that are tried.
 STATE_DIMS = (4, 8, 16, 32, 64, 128, 256, 512)
@@ -54,7 +55,8 @@ def choices(state_dim: Any, points: Any, chain: StageChain) -> Iterator[tuple[An
     chain
         The full ODE function.
     """
-    n = chain.state_size
+    n, absorbed = chain.state_size, absorbed_stages(chain)
+    given = stage_sizes(points, len(chain.stages), "points")
     largest = max((stage.size for stage in chain.stages), default=1)
     state_dims = [state_dim]
     if state_dim is None:
@@ -64,21 +66,28 @@ def choices(state_dim: Any, points: Any, chain: StageChain) -> Iterator[tuple[An
         size = n if r == "full" else r
         tried = [size * factor for factor in POINTS_PER_STATE_DIM] if state_dim is None else STATE_DIMS
         counts = [m for m in tried if m < largest and m <= MOST_POINTS] or ["full"]
-        given = stage_sizes(points, len(chain.stages), "points")
-        for m in counts if None in given else [None]:
-            filled = [
-                one or ("full" if m == "full" or stage.name in chain.time_stages else min(m, stage.size))
-                for stage, one in zip(chain.stages, given, strict=True)
-            ]
-            if {r, *filled} == {"full"}:
+        for m in counts if points is None or (isinstance(points, list) and None in points) else [points]:
+            asked = m
+            if isinstance(points, list):
+                asked = [_filled(stage, one, m, chain) for stage, one in zip(chain.stages, given, strict=True)]
+            of_each = stage_sizes(asked, len(chain.stages), "points")
+            if {r, *of_each} == {"full"}:
                 continue
             evaluated = sum(
                 stage.size if one == "full" else min(one, stage.size)
-                for stage, one in zip(chain.stages, filled, strict=True)
+                for stage, one in zip(chain.stages, of_each, strict=True)
+                if stage.name not in absorbed
             )
             bound = (0 if r == "full" else 2 * n * r) + 2 * size * evaluated
-            found.append((r, filled, float(bound)))
+            found.append((r, asked, float(bound)))
     return iter(sorted(found, key=lambda entry: entry[2]))
+
+
+def _filled(stage: Stage, asked: Any, m: Any, chain: StageChain) -> Any:
+    """Return the points of a stage: what was asked for, or m where nothing was."""
+    if asked is not None:
+        return asked
+    return "full" if m == "full" or stage.name in chain.time_stages else min(m, stage.size)
 
 
 def solvers(asked: FixedSteps | None) -> tuple[Steps | None, ...]:

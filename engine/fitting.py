@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from torchmor.engine import functions
 from torchmor.engine.affine import AffineMap, Lift
+from torchmor.engine.normalisation import fitted_argument, sources_read
 from torchmor.engine.quadratics import factors
-from torchmor.engine.regression import fitted_columns, regress, regress_nonnegative
-from torchmor.engine.stages import StageChain
+from torchmor.engine.regression import Regression, fitted_columns, regress, regress_nonnegative
+from torchmor.engine.stages import Stage, StageChain
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,7 @@ def fit_chain(
     points: Mapping[str, np.ndarray],
     training: Training,
     ridge: float | None = None,
+    absorbed: Collection[str] = (),
 ) -> FittedChain:
     """Project a chain, and fit what follows its sampled stages instead of interpolating them.
 
@@ -87,6 +89,8 @@ def fit_chain(
         States, and the values there.
     ridge
         As in :func:`regress`.
+    absorbed
+        Stages to do without, as of :func:`~torchmor.engine.normalisation.absorbed_stages`.
 
     Returns
     -------
@@ -110,28 +114,59 @@ def fit_chain(
         features = np.concatenate([reduced[source] for source in sampled])
         values = np.broadcast_to(affine.apply(true), (affine.size, features.shape[1]))
         if _adds_squares(chain, affine):
-            matrix, shift, error = regress_nonnegative(features, values - affine.shift[:, np.newaxis])
+            found = regress_nonnegative(features, values - affine.shift[:, np.newaxis])
         else:
-            matrix, shift, error = regress(features, values - exact.apply(reduced), ridge)
-        if error is not None:
-            varied = values[:, fitted_columns(features) :] - values.mean(axis=1, keepdims=True)
-            errors[name] = error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
-        bounds = np.cumsum([0, *(len(points[source]) for source in sampled)])
-        fits = {source: matrix[:, a:b] for source, a, b in zip(sampled, bounds, bounds[1:], strict=False)}
-        return AffineMap.from_blocks({**exact.blocks(), **fits}, exact.shift + shift)
+            found = regress(features, values - exact.apply(reduced), ridge)
+        note(name, found, values)
+        fits = _blocks(found.matrix, {source: len(points[source]) for source in sampled})
+        return AffineMap.from_blocks({**exact.blocks(), **fits}, exact.shift + found.shift)
+
+    def fitted_whole(name: str, sources: Sequence[str], values: np.ndarray) -> AffineMap:
+        """Return the map of some reduced sources that comes nearest to values (rows, k)."""
+        k = training.y.shape[1]
+        features = {source: np.broadcast_to(reduced[source], (len(reduced[source]), k)) for source in sources}
+        units = {source: float(feature.std()) or 1.0 for source, feature in features.items()}  # one ridge for all
+        found = regress(
+            np.concatenate([feature / units[source] for source, feature in features.items()]), values, ridge
+        )
+        note(name, found, values)
+        blocks = _blocks(found.matrix, {source: len(feature) for source, feature in features.items()})
+        return AffineMap.from_blocks({source: block / units[source] for source, block in blocks.items()}, found.shift)
+
+    def note(name: str, found: Regression, values: np.ndarray) -> None:
+        if found.held_out_error is not None:
+            varied = values[:, fitted_columns(values) :] - values.mean(axis=1, keepdims=True)
+            errors[name] = found.held_out_error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
 
     stages = []
     for stage in chain.stages:
+        if stage.name in absorbed:
+            continue
         argument = stage.argument
         if stage.name in points:
             argument = argument.restrict(stage.rows(points[stage.name]))
-        stage = replace(stage, argument=fitted(stage.name, argument))
+        if not set(absorbed).isdisjoint(argument.sources):
+            expression, values = fitted_argument(stage, argument, true)
+            sources = sources_read(chain, argument, absorbed)
+            stage = Stage(stage.name, expression, fitted_whole(stage.name, sources, values))
+        else:
+            stage = replace(stage, argument=fitted(stage.name, argument))
         g = functions.evaluate(stage.expression, stage.split(stage.argument.apply(reduced)))
         reduced[stage.name] = np.broadcast_to(g, (stage.size, training.y.shape[1]))
         stages.append(stage)
-    output = fitted("output", chain.output if test is None else chain.output.project(test))
+    if set(absorbed).isdisjoint(chain.output.sources):
+        output = fitted("output", chain.output if test is None else chain.output.project(test))
+    else:
+        values = training.values["output"]
+        sources = sources_read(chain, chain.output, absorbed)
+        output = fitted_whole("output", sources, values if test is None else test.T @ values)
     state_size = chain.state_size if trial is None else trial.shape[1]
     return FittedChain(StageChain(state_size, chain.input_size, tuple(stages), output), errors)
+
+
+def _blocks(matrix: np.ndarray, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Return the columns (q, size) of each source."""
+    return dict(zip(sizes, np.split(matrix, np.cumsum(list(sizes.values()))[:-1], axis=1), strict=True))
 
 
 def without(affine: AffineMap, sources: list[str]) -> AffineMap:

@@ -15,6 +15,7 @@ from torchmor.engine.errors import SizeError
 from torchmor.engine.explanation import Part
 from torchmor.engine.fitting import Training
 from torchmor.engine.models import OdeLayerModel
+from torchmor.engine.normalisation import absorbed_stages
 from torchmor.engine.points import CollateralBasis
 from torchmor.engine.quadratics import factors, squares_needed
 from torchmor.engine.reductors import FittedReductor, OdeLayerReductor
@@ -119,7 +120,8 @@ class SnapshotReductor:
             Reduced size r, "full" to keep the state, or None for the smallest r that `energy_rtol` allows.
         points
             Evaluated points of each stage: one size for all, or one for each; a size is an int, "full" or None as
-            above.
+            above. With one size for all, fits absorb normalisations (:mod:`torchmor.engine.normalisation`), and what
+            depends on the time alone is kept.
         modes
             Collateral basis vectors of each stage, at most as many as points; None for as many.
         basis
@@ -145,25 +147,30 @@ class SnapshotReductor:
         with log_levels({"pymor": "WARNING"}):
             state, state_part = self._state(state_dim, basis, energy_rtol)
             counts, kept = self._plan(sizes, isinstance(points, int), energy_rtol, state)
+            together = fit == "least_squares" and not isinstance(points, list)
+            absorbed = absorbed_stages(self.chain, kept) if together else frozenset()
             sampled: dict[str, np.ndarray] = {}
             interpolations: dict[str, CollateralBasis] = {}
             matters = None if state is None else state.test * state.weights
             for stage in reversed(stages):  # what a stage has to serve is known when the later ones are done
-                if stage.name in kept:
+                if stage.name in kept or stage.name in absorbed:
                     continue
                 try:
                     chosen = self._sampler.sample(
-                        stage, counts[stage.name], vectors[stage.name], selection, fit, matters, sampled
+                        stage, counts[stage.name], vectors[stage.name], selection, fit, matters, sampled, absorbed
                     )
                 except SizeError as error:
                     raise SizeError(f"stage '{stage.name}', {_words(stage)}: {error}") from None
                 sampled[stage.name] = chosen.points if isinstance(chosen, CollateralBasis) else chosen
                 if isinstance(chosen, CollateralBasis):
                     interpolations[stage.name] = chosen
-            reductor = self._reductor(state, sampled, interpolations, fit)
+            reductor = self._reductor(state, sampled, interpolations, fit, absorbed)
             rom = reductor.reduce()
             parts = [replace(state_part, **self._measures("output", rom, reductor))]
             for stage, size in zip(stages, sizes, strict=True):
+                if stage.name in absorbed:
+                    parts.append(_absorbed_part(stage))
+                    continue
                 asked = "as asked" if size is not None else f"energy_rtol={energy_rtol:g}"
                 part = (
                     self._kept_part(stage, kept[stage.name], rom)
@@ -283,7 +290,7 @@ class SnapshotReductor:
         known = [errors[other] for other in readers if other in errors]
         return {"error": max(known, default=None), "operations": int(np.prod(maps[name].linear.shape))}
 
-    def _reductor(self, state, sampled, interpolations, fit) -> OdeLayerReductor:
+    def _reductor(self, state, sampled, interpolations, fit, absorbed) -> OdeLayerReductor:
         space = self.fom.solution_space
         trial = test = offset = None
         if state is not None:
@@ -293,7 +300,7 @@ class SnapshotReductor:
         if fit == "interpolation":
             return OdeLayerReductor(self.fom, trial, interpolations, test, offset)
         training = Training(self.y, self.u, self.t, self._sampler.values)
-        return FittedReductor(self.fom, trial, sampled, training, test, offset)
+        return FittedReductor(self.fom, trial, sampled, training, test, offset, absorbed=absorbed)
 
     @cached_property
     def _mean(self) -> np.ndarray:
@@ -313,6 +320,11 @@ class SnapshotReductor:
             self._balanced = balance(self._centred, gradients, max(rank or 0, SPECTRUM))
         self._sampler.spectra["state"] = self._balanced.singular_values
         return self._balanced
+
+
+def _absorbed_part(stage: Stage) -> Part:
+    why = "absorbed by the fit after it"
+    return Part(stage.name, _words(stage), stage.size, 0, why, reads=stage.argument.sources, operations=0)
 
 
 def _words(stage: Stage) -> str:

@@ -109,7 +109,7 @@ class FittedReductor(OdeLayerReductor):
         Stage name → evaluated components.
     training
         The :class:`~torchmor.engine.fitting.Training` data.
-    ridge
+    ridge, absorbed
         As in :func:`~torchmor.engine.fitting.fit_chain`.
 
     Attributes
@@ -119,13 +119,13 @@ class FittedReductor(OdeLayerReductor):
         :class:`~torchmor.engine.fitting.FittedChain`.
     """
 
-    def __init__(self, fom, RB, points, training, test_basis=None, offset=None, ridge=None):
+    def __init__(self, fom, RB, points, training, test_basis=None, offset=None, ridge=None, absorbed=()):
         super().__init__(fom, RB, None, test_basis, offset)
         self.__auto_init(locals())
 
     def reduced_chain(self, trial, test, offset):
         """Return the fitted chain for bases (n, r), which are None where the state is kept."""
         chain = -self.fom.operator.chain
-        fitted = fit_chain(chain, trial, test, offset, self.points, self.training, self.ridge)
+        fitted = fit_chain(chain, trial, test, offset, self.points, self.training, self.ridge, self.absorbed)
         self.errors = fitted.errors
         return compress_quadratics(fitted.chain)

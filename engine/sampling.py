@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 
 import numpy as np
 
 from torchmor.engine.bases import SPECTRUM, PodBasis, pod
 from torchmor.engine.errors import SizeError
-from torchmor.engine.fitting import without
+from torchmor.engine.fitting import Training, without
 from torchmor.engine.matching_pursuit import matching_pursuit
+from torchmor.engine.normalisation import fitted_argument, sources_read
 from torchmor.engine.points import (
     NESTED,
     CollateralBasis,
@@ -66,6 +68,7 @@ class StageSampler:
         fit: str,
         test: np.ndarray | None,
         sampled: dict[str, np.ndarray],
+        absorbed: Collection[str] = (),
     ) -> CollateralBasis | np.ndarray:
         """Choose m points of a stage, with an interpolation where d basis vectors or the fit ask for one.
 
@@ -75,6 +78,8 @@ class StageSampler:
             What of f matters (n, r): test basis, weighted; None where the state is kept.
         sampled
             Points of the later stages.
+        absorbed
+            Stages that a fit does without, as of :func:`~torchmor.engine.normalisation.absorbed_stages`.
 
         Raises
         ------
@@ -88,7 +93,7 @@ class StageSampler:
             basis = self.pod(stage.name, d, None)
             found = self._interpolation(stage.name, basis, d, selection)
             return found if d == m else oversample(found, m)
-        points = self._pursuit(stage, m, test, sampled)
+        points = self._pursuit(stage, m, test, sampled, absorbed)
         if fit == "least_squares" and len(points):
             return points
         if len(points) < m:
@@ -107,34 +112,48 @@ class StageSampler:
             self._interpolations[name, selection] = found
         return found
 
-    def _pursuit(self, stage: Stage, m: int, test: np.ndarray | None, sampled: dict[str, np.ndarray]) -> np.ndarray:
+    def _pursuit(self, stage: Stage, m: int, test, sampled, absorbed) -> np.ndarray:
         served = [(name, points.tobytes()) for name, points in sampled.items()]
-        key = (stage.name, None if test is None else test.tobytes(), *served)
+        key = (stage.name, None if test is None else test.tobytes(), *served, *sorted(absorbed))
         known, asked = self._pursuits.get(key, (np.zeros(0, dtype=np.int64), 0))
         if asked < m:
-            known = matching_pursuit(self.snapshots(stage.name), self._target(stage, test, sampled), m)
+            known = matching_pursuit(self.snapshots(stage.name), self._target(stage, test, sampled, absorbed), m)
             self._pursuits[key] = known, m
         return known[:m]
 
-    def _target(self, stage: Stage, test: np.ndarray | None, sampled: dict[str, np.ndarray]) -> np.ndarray:
+    def _target(
+        self,
+        stage: Stage,
+        test: np.ndarray | None,
+        sampled: dict[str, np.ndarray],
+        absorbed: Collection[str],
+    ) -> np.ndarray:
         """Return what the points of a stage have to explain (q, k): its share of all that reads it.
 
         That is the projected derivative, weighted by how much it matters, and the arguments of later stages at their
-        points, all of the same weight.
+        points, all of the same weight. What reads absorbed stages counts as a whole.
         """
-        readers = []
-        if stage.name in self.chain.output.sources:
-            if test is None:
-                readers.append(self.chain.output)
+        readers = [(None, self.chain.output)]
+        readers += [(later, later.argument) for later in self.chain.stages if later.name not in absorbed]
+        shares = []
+        for later, affine in readers:
+            if stage.name not in sources_read(self.chain, affine, absorbed):
+                continue
+            if later is not None and later.name in sampled:
+                affine = affine.restrict(later.rows(sampled[later.name]))
+            whole = not set(absorbed).isdisjoint(affine.sources)
+            if later is None and whole:
+                share = self.values["output"] if test is None else test.T @ self.values["output"]
+            elif whole:
+                share = fitted_argument(later, affine, self._sources)[1]
             else:
-                readers.append(self.chain.output.project(test))
-        for later in self.chain.stages:
-            if stage.name in later.argument.sources:
-                rows = later.rows(sampled[later.name]) if later.name in sampled else None
-                readers.append(later.argument if rows is None else later.argument.restrict(rows))
-        values = {stage.name: self.snapshots(stage.name)}
-        shares = [
-            without(reader, [name for name in reader.sources if name != stage.name]).apply(values) for reader in readers
-        ]
-        shares = [share - share.mean(axis=1, keepdims=True) for share in shares]
+                affine = affine if later is not None or test is None else affine.project(test)
+                share = without(affine, [name for name in affine.sources if name != stage.name]).apply(
+                    {stage.name: self.snapshots(stage.name)}
+                )
+            shares.append(share - share.mean(axis=1, keepdims=True))
         return np.concatenate([share / max(np.linalg.norm(share), np.finfo(float).tiny) for share in shares])
+
+    @property
+    def _sources(self) -> dict[str, np.ndarray]:
+        return Training(self.y, self.u, self.t, self.values).sources

@@ -59,7 +59,8 @@ def test_given_points_search_the_state_too(reductor):
 def test_choices():
     chain = traced("two hidden layers")  # 5 → 11 → 8 → 5
     tried = [(r, sizes) for r, sizes, _ in choices(None, None, chain)]
-    assert tried == [("full", [5, 5]), (4, [4, 4]), (4, [8, 8]), ("full", [10, 8])]
+    assert tried == [("full", 5), (4, 4), (4, 8), ("full", 10)]
+    assert [sizes for _, sizes, _ in choices("full", [None, 3], chain)] == [[4, 3], [8, 3]]
     costs = [cost for _, _, cost in choices(None, None, chain)]
     assert costs == sorted(costs)
     assert not list(choices("full", "full", chain)) and not list(choices(None, None, traced("linear")))[1:]
@@ -71,7 +72,7 @@ def test_no_stage_is_asked_for_more_points_than_it_has():
     """In functions with large and with small stages, as normalisation makes them; stages of the time are kept."""
     for name in ("group normalisation", "time, embedded"):
         chain = traced(name)
-        for _, sizes, _ in choices(None, None, chain):
+        for _, sizes, _ in choices(None, [None] * len(chain.stages), chain):
             for stage, size in zip(chain.stages, sizes, strict=True):
                 assert size == "full" if stage.name in chain.time_stages or size == "full" else size <= stage.size
 

@@ -65,15 +65,30 @@ def deep():
     return Deep()
 
 
+def each(m):
+    """Points of each stage: squares, deviation and quotient of three group normalisations."""
+    return [m, "full", m] * 3
+
+
 def test_errors_of_nine_stages_fall_with_the_points(deep):
     """Down to that of the projection without sampling."""
-    errors = [deep.errors(state_dim=8, points=m)[0] for m in (8, 24, 72)]
+    errors = [deep.errors(state_dim=8, points=each(m))[0] for m in (8, 24, 72)]
     assert errors[0] > 1.2 * errors[1] > 1.2**2 * errors[2]
     assert errors[2] < 1.3 * deep.errors(state_dim=8, points="full")[0]
 
 
+def test_absorbed_normalisations_cost_less_for_the_same_error(deep):
+    """What is left are the stages of ReLUs, and the first variances, which are exact."""
+    absorbed, composed = (deep.reductor.reduce(state_dim=8, points=m, **FITTED) for m in (48, each(24)))
+    assert [part.reduced for part in absorbed.parts] == [8, 24, 3, 48, 0, 0, 48, 0, 0, 0]
+    assert sum(part.operations for part in absorbed.parts) < sum(part.operations for part in composed.parts)
+    assert deep.errors(state_dim=8, points=48)[0] < deep.errors(state_dim=8, points=each(24))[0]
+    errors = [deep.errors(state_dim=8, points=m)[0] for m in (6, 24, 90)]
+    assert errors[0] > 1.1 * errors[1] > 1.1**2 * errors[2]
+
+
 def test_errors_fall_with_the_state(deep):
-    errors = [deep.errors(state_dim=r, points=72)[1] for r in (4, 16, 64)]
+    errors = [deep.errors(state_dim=r, points=each(72))[1] for r in (4, 16, 64)]
     assert errors[0] > 1.2 * errors[1] > 1.2**2 * errors[2]
 
 
@@ -87,9 +102,9 @@ def test_every_stage_takes_its_own_points(deep):
 
 def test_variances_are_exact_where_that_takes_no_more_squares_than_points(deep):
     """Three groups of three directions: nine to twelve squares instead of 96, or of 16 fitted ones."""
-    sampled = deep.reductor.reduce(state_dim=8, points=16, **FITTED).parts[1]
+    sampled = deep.reductor.reduce(state_dim=8, points=each(16), **FITTED).parts[1]
     assert sampled.reduced == 16 and sampled.why == "omp, as asked"
-    exact = deep.reductor.reduce(state_dim=3, points=16, **FITTED)
+    exact = deep.reductor.reduce(state_dim=3, points=each(16), **FITTED)
     assert 9 <= exact.parts[1].reduced <= 12 and exact.parts[1].why == "kept: exact, as few squares"
     assert "g1" not in exact.points
     V = exact.bases["state"]
@@ -118,11 +133,12 @@ def test_every_function_is_reduced(name, method):
     reduced = reductor.reduce(state_dim=r, points=max(1, largest // 2), **METHODS[method])
     small = reduced.rom.operator.chain
     assert np.isfinite(small(z, inputs, 0.3)).all()
-    assert [part.reduced for part in reduced.parts[1:]] == [stage.size for stage in small.stages]
+    assert [part.reduced for part in reduced.parts[1:] if part.reduced] == [stage.size for stage in small.stages]
     assert [part.reads for part in reduced.parts[1:]] == [stage.argument.sources for stage in chain.stages]
     assert sum(part.operations for part in reduced.parts) == sum(np.prod(m.linear.shape) for m in small.maps)
     for part in reduced.parts[1:]:
-        assert (part.name in reduced.points) != part.why.startswith("kept")
+        assert (part.name in reduced.points) != part.why.startswith(("kept", "absorbed"))
+        assert (part.reduced == 0) == part.why.startswith("absorbed")
         if part.name in chain.time_stages:
             assert part.why.startswith("kept")
 
@@ -163,7 +179,7 @@ def explained(deep, **method):
 
 def test_errors_are_those_of_what_reads_a_stage(deep):
     """On columns that the fit has not seen: the quotient of a group normalisation reads its square root, and so on."""
-    reduction = deep.reductor.reduce(state_dim=8, points=24, **FITTED)
+    reduction = deep.reductor.reduce(state_dim=8, points=each(24), **FITTED)
     errors, parts = reduction.reductor.errors, {part.name: part for part in reduction.parts}
     assert set(errors) == {"g2", "g4", "g5", "g6", "g7", "g8", "g9", "output"}
     assert parts["g9"].error == parts["state"].error == errors["output"]
@@ -171,7 +187,7 @@ def test_errors_are_those_of_what_reads_a_stage(deep):
     assert parts["g1"].error == errors["g2"] and parts["g8"].error == errors["g9"]
     assert parts["g2"].error is None, "what it is read by is exact, for the reduced state"
     assert all(0 < error < 1 for error in errors.values())
-    more = deep.reductor.reduce(state_dim=8, points=90, **FITTED).parts
+    more = deep.reductor.reduce(state_dim=8, points=each(90), **FITTED).parts
     assert more[-1].error < parts["g9"].error
 
 

@@ -1,0 +1,155 @@
+"""Normalisations in fits: which stages are absorbed, what stands for them, and that it is the best of its kind."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from catalogue import CATALOGUE, traced
+from torchmor.adapters.tracing import trace
+from torchmor.engine import functions
+from torchmor.engine.expressions import Expression
+from torchmor.engine.fitting import Training, fit_chain
+from torchmor.engine.models import ode_layer_model
+from torchmor.engine.normalisation import absorbed_stages, of_quotient, sources_read
+from torchmor.engine.reduction import SnapshotReductor
+from torchmor.engine.time_steppers import RungeKuttaTimeStepper
+
+FITTED = {"selection": "omp", "fit": "least_squares"}
+rng = np.random.default_rng(0)
+
+
+def chain_of(*layers, n=12, seed=0):
+    torch.manual_seed(seed)
+    f = nn.Sequential(*layers).double()
+    for layer in f:
+        if isinstance(layer, nn.GroupNorm | nn.LayerNorm):
+            nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
+    return trace(lambda t, y, u: f(y), torch.randn(2, n, dtype=torch.float64))
+
+
+def normalised():
+    """Squares g1, deviation g2, quotient with ReLU g3; squares g4, deviation g5, quotient g6."""
+    return chain_of(nn.Linear(12, 24), nn.GroupNorm(3, 24), nn.ReLU(), nn.Linear(24, 12), nn.GroupNorm(2, 12))
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_quotients_are_functions_of_the_quotient(name):
+    a, b = rng.normal(size=(2, 3, 5)) + 3
+    for stage in traced(name).stages:
+        psi = of_quotient(stage.expression)
+        if psi is not None:
+            value = functions.evaluate(stage.expression, [a, b])
+            np.testing.assert_allclose(functions.evaluate(psi, [a / b]), value, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        Expression.of("mul"),
+        Expression.of("tanh"),
+        Expression.of("div").with_arguments([1, 0], 2),
+        Expression.of("add").substitute([Expression.of("div"), Expression.argument(1, 2)]),
+        Expression.argument(1, 2),
+    ],
+    ids=["product", "one argument", "the other way round", "divisor read again", "no instruction"],
+)
+def test_no_quotients(expression):
+    assert of_quotient(expression) is None
+
+
+def test_statistics_and_plain_quotients_are_absorbed():
+    chain = normalised()
+    assert absorbed_stages(chain) == {"g1", "g2", "g4", "g5", "g6"}
+    assert absorbed_stages(chain, {"g1", "g2"}) == {"g4", "g5", "g6"}, "exact statistics stay"
+    assert absorbed_stages(chain, {"g1", "g2", "g6"}) == set(), "so do those of a stage that is kept"
+    assert sources_read(chain, chain.output, absorbed_stages(chain)) == ("g3",)
+    assert sources_read(chain, chain.stages[2].argument, absorbed_stages(chain)) == ("y",)
+
+
+def test_some_nonlinearity_stays():
+    """Of a layer norm between linear layers nothing else would be left than a linear function."""
+    chain = chain_of(nn.LayerNorm(12), nn.Linear(12, 12))
+    assert absorbed_stages(chain) == {"g1", "g2"}
+    assert absorbed_stages(chain_of(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 12))) == set()
+
+
+def test_other_divisors_are_none():
+    """What divides by a function of the state, of the time or of shared stages is no normalisation."""
+    for name in ("physics and network", "gated recurrent unit", "time, embedded"):
+        if name in CATALOGUE:
+            assert absorbed_stages(traced(name)) == set()
+    chain = trace(lambda t, y, u: y.tanh() / (1 + y * y), torch.randn(2, 4, dtype=torch.float64))
+    assert absorbed_stages(chain) == set()
+
+
+def test_exact_where_the_statistic_is_constant():
+    """Law: a quotient by a constant is affine, and the fit finds it."""
+    chain = chain_of(nn.LayerNorm(12), nn.Tanh(), nn.Linear(12, 12))
+    y = rng.normal(size=(12, 200))
+    y -= y.mean(axis=0)
+    y *= np.sqrt(12) / np.linalg.norm(y, axis=0)  # mean 0, variance 1
+    training = Training(y, None, np.zeros(200), chain.evaluate(y))
+    absorbed = absorbed_stages(chain)
+    assert absorbed == {"g1", "g2"}
+    fitted = fit_chain(chain, None, None, None, {"g3": np.arange(12)}, training, 0.0, absorbed).chain
+    assert [stage.name for stage in fitted.stages] == ["g3"] and fitted.stages[0].expression.arity == 1
+    np.testing.assert_allclose(fitted(y), chain(y), rtol=1e-8, atol=1e-8)
+
+
+def test_nothing_of_its_kind_is_nearer():
+    """Law: with ridge 0, on the training data."""
+    chain = normalised()
+    y = rng.normal(size=(12, 400))
+    training = Training(y, None, np.zeros(400), chain.evaluate(y))
+    points = {"g3": np.arange(0, 24, 2)}
+    fitted = fit_chain(chain, None, None, None, points, training, 0.0, absorbed_stages(chain)).chain
+    stage, output = fitted.stages[0], fitted.output
+    a1, a2 = chain.stages[2].split(chain.stages[2].argument.apply(training.sources))
+    wanted = {"argument": (a1 / a2)[points["g3"]], "output": training.values["output"]}
+    values = fitted.evaluate(y)
+    for name, affine, source in (("argument", stage.argument, "y"), ("output", output, "g3")):
+
+        def residual(matrix, shift, name=name, source=source):
+            return np.linalg.norm(wanted[name] - matrix @ values[source] - shift[:, None])
+
+        best = residual(affine.linear, affine.shift)
+        for _ in range(20):
+            moved = 1e-3 * rng.normal(size=affine.linear.shape), 1e-3 * rng.normal(size=affine.shift.shape)
+            assert residual(affine.linear + moved[0], affine.shift + moved[1]) > best
+
+
+def reductor(chain, y):
+    times = tuple(np.linspace(0.0, 1.0, 3))
+    return SnapshotReductor(
+        ode_layer_model(chain, RungeKuttaTimeStepper("midpoint", times)), y, None, np.zeros(y.shape[1])
+    )
+
+
+def test_one_number_of_points_absorbs_and_one_for_each_does_not():
+    chain = normalised()
+    y = rng.normal(size=(12, 8)) @ rng.normal(size=(8, 400)) + 0.1 * rng.normal(size=(12, 400))
+    of = reductor(chain, y)
+    reduced = of.reduce(state_dim=8, points=10, **FITTED)
+    assert [part.reduced for part in reduced.parts] == [8, 0, 0, 10, 0, 0, 0]
+    assert {part.why for part in reduced.parts if not part.reduced} == {"absorbed by the fit after it"}
+    assert list(reduced.points) == ["g3"]
+    assert [stage.expression for stage in reduced.rom.operator.chain.stages] == [Expression.of("relu")]
+    each = of.reduce(state_dim=8, points=[10, "full", 10, 10, "full", 10], **FITTED)
+    assert [part.reduced for part in each.parts] == [8, 10, 3, 10, 10, 2, 10]
+    interpolated = of.reduce(state_dim=8, points=10, selection="deim", fit="interpolation")
+    assert all(part.reduced for part in interpolated.parts)
+    kept = of.reduce(state_dim=8, points="full", **FITTED)
+    assert all(part.why.startswith("kept") for part in kept.parts[1:])
+
+
+def test_points_serve_the_quotient():
+    """A component that only the normalised quotient of another layer depends on is chosen before all others."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(12, 24).double(), nn.Linear(24, 12).double()
+    with torch.no_grad():
+        second.weight[:, 5] *= 300.0
+    chain = chain_of(first, nn.Tanh(), second, nn.LayerNorm(12))
+    y = rng.normal(size=(12, 300))
+    assert absorbed_stages(chain) == {"g2", "g3", "g4"}
+    assert 5 in reductor(chain, y).reduce(state_dim="full", points=3, **FITTED).points["g1"]
