@@ -110,6 +110,35 @@ def recurrent(
     _experiment(EXPERIMENT, load_sequences, data, data_dir, out, seed, seeds, threads, quick)
 
 
+@app.command
+def functions(
+    *,
+    images: Annotated[str, Parameter(help="Data set of images: digits, fashion-mnist or mnist.")] = "digits",
+    sequences: Annotated[str, Parameter(help="Data set of sequences, as of `torchmor recurrent`.")] = "digits",
+    data_dir: _DataDir = None,
+    out: _Out = None,
+    seed: _Seed = 0,
+    threads: _Threads = 1,
+    quick: _Quick = False,
+) -> None:
+    """Reduce ODE functions of the forms that people publish, unmodified, each by one call.
+
+    Trains a network with group normalisations and time channels on images (the form of torchdiffeq's example for
+    MNIST), and on sequences a latent ODE, a rate network and a neural CDE. Reduces them, distils two of them, and
+    prints what that loses on test data and gains on the clock. Writes functions.json and the trained networks to
+    `torchmor-functions`.
+    """
+    from torchmor.experiments.data.images import load_images
+    from torchmor.experiments.data.sequences import load_sequences
+    from torchmor.experiments.functions import Setting, run_functions
+
+    if threads < 1:
+        _fail(f"expected at least 1 thread, got --threads {threads}")
+    folder = out or Path("torchmor-functions")
+    data = load_images(images, seed, data_dir), load_sequences(sequences, seed, data_dir)
+    run_functions(*data, folder, Setting(folder / "networks", seed, threads, quick), console=_console())
+
+
 def _experiment(experiment, load, data, data_dir, out, seed, seeds, threads, quick) -> None:
     from torchmor.experiments.experiment import Scale, in_short, run_experiment
 

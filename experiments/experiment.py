@@ -267,10 +267,8 @@ def in_short(experiment: Experiment, scale: Scale, data: DataSet) -> tuple[Exper
     recipes = [
         replace(recipe, training=replace(recipe.training, epochs=1, least_steps=100)) for recipe in experiment.recipes
     ]
-    parts = {part: getattr(data, part) for part in ("train", "validation", "test")}
-    parts = {part: replace(all, inputs=all.inputs[:1000], labels=all.labels[:1000]) for part, all in parts.items()}
     return (
         replace(experiment, levels=few, recipes=recipes),
         replace(scale, seeds=scale.seeds[:1], repeats=3, budget_s=0.1, quick=True),
-        replace(data, name=f"{data.name} (at most 1,000 samples of each part)", **parts),
+        data.shortened(),
     )

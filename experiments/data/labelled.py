@@ -1,5 +1,6 @@
 """A data set, split once for everything that is measured on it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,15 @@ class DataSet:
     def classes(self) -> int:
         """Number of classes."""
         return int(self.train.labels.max()) + 1
+
+    def changed(self, name: str, change: Callable[[Labelled], Labelled]) -> "DataSet":
+        """Return a data set of another name, each of whose parts is what `change` makes of the part here."""
+        return DataSet(name, *(change(part) for part in (self.train, self.validation, self.test)))
+
+    def shortened(self, samples: int = 1000) -> "DataSet":
+        """Return the first samples of each part."""
+        name = f"{self.name} (at most {samples:,} samples of each part)"
+        return self.changed(name, lambda part: Labelled(part.inputs[:samples], part.labels[:samples]))
 
 
 def split(samples: Labelled, share: float | int, seed: int) -> tuple[Labelled, Labelled]:
