@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchmor.adapters.solve_request import explain_mismatch
+from torchmor.adapters.mismatch import explain_mismatch
 from torchmor.engine.errors import CalibrationError, InputError, NonFiniteError, TorchmorError
 
 _FORMS = (

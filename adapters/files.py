@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchmor.adapters.atomic import atomic_path
 from torchmor.adapters.chain_module import ChainModule
 from torchmor.adapters.reduced_layer import ReducedODELayer
-from torchmor.adapters.solve_request import SolveSettings
+from torchmor.adapters.solve_settings import SolveSettings
 from torchmor.adapters.solved_block import CallForm, SolvedBlock, source_of
 from torchmor.engine.errors import FileFormatError, UnknownLayerError
 from torchmor.engine.explanation import Explanation

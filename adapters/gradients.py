@@ -13,7 +13,7 @@ from torchmor.adapters.calibration import Calibration, call_network, evaluation
 from torchmor.adapters.files import with_layers
 from torchmor.adapters.ode_layer import ODELayer
 from torchmor.adapters.snapshots import SnapshotReservoir, shown
-from torchmor.adapters.solve_request import FIXED_GRID_METHODS
+from torchmor.adapters.solve_settings import FIXED_GRID_METHODS
 from torchmor.engine.errors import CalibrationError, UnsupportedOperationError
 from torchmor.engine.grids import step_grid
 

@@ -9,7 +9,7 @@ from pymor.operators.constructions import IdentityOperator
 from torchmor.adapters.arrays import to_tensor
 from torchmor.adapters.conversion import chain_to_module
 from torchmor.adapters.reduced_layer import ReducedODELayer
-from torchmor.adapters.solve_request import SolveSettings
+from torchmor.adapters.solve_settings import SolveSettings
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.chain_algebra import compose, constant_chain, left_divide, linear_combination, trim
 from torchmor.engine.errors import UnsupportedOperationError

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchmor.adapters.solve_request import SolveRequest, SolveSettings, SolvingLayer, explain_mismatch
+from torchmor.adapters.mismatch import explain_mismatch
+from torchmor.adapters.solve_request import SolveRequest
+from torchmor.adapters.solve_settings import SolveSettings, SolvingLayer
 from torchmor.engine.errors import SignatureError, UnknownLayerError
 
 _TIME_NAMES = {"t", "time"}
@@ -106,7 +108,7 @@ class ODELayer(SolvingLayer):
         SolverError
             The solver failed.
         """
-        request = self.settings.request(y0, u, t, input_use=self.input_use)
+        request = SolveRequest.of(self.settings, y0, u, t, input_use=self.input_use)
         if y0.numel() == 0:
             return request.unchanged(y0)
         function = self.function

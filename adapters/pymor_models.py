@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmor.adapters.arrays import to_array
 from torchmor.adapters.conversion import module_to_chain
 from torchmor.adapters.ode_layer import ODELayer
-from torchmor.adapters.solve_request import SolveSettings
+from torchmor.adapters.solve_settings import SolveSettings
 from torchmor.adapters.tracing import trace
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import InputError, ShapeError

@@ -17,7 +17,7 @@ from torchmor.adapters.ode_layer import ODELayer
 from torchmor.adapters.pymor_models import full_order_model
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.solve_calls import ModuleCall, SolveCall, now, watched
-from torchmor.adapters.solve_request import ADAPTIVE_METHODS
+from torchmor.adapters.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solved_block import CallForm
 from torchmor.adapters.stand_in import copied, first_parts, solved_block
 from torchmor.adapters.steps import solver_name

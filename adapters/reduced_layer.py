@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from torchmor.adapters.chain_module import ChainModule
-from torchmor.adapters.solve_request import ADAPTIVE_METHODS, SolveSettings, SolvingLayer, explain_mismatch
+from torchmor.adapters.mismatch import explain_mismatch
+from torchmor.adapters.solve_request import SolveRequest
+from torchmor.adapters.solve_settings import ADAPTIVE_METHODS, SolveSettings, SolvingLayer
 from torchmor.engine.errors import InputError, NoRecordError, OutsideCalibrationWarning, ShapeError
 from torchmor.engine.explanation import Explanation
 
@@ -99,7 +101,7 @@ class ReducedODELayer(SolvingLayer):
         SolverError
             The solver failed.
         """
-        request = self.settings.request(y0, u, t, input_use=self.input_use)
+        request = SolveRequest.of(self.settings, y0, u, t, input_use=self.input_use)
         if tuple(y0.shape[1:]) != self.state_shape:
             raise ShapeError(
                 f"expected a state of shape (batch, {', '.join(map(str, self.state_shape))}), for which the layer was "

@@ -1,116 +1,47 @@
-"""What every ODE layer shares: its solver settings, the checks of one call, and the solve itself.
+"""One call of an ODE layer: the checks of its arguments, and the solve itself.
 
 Fixed-step solves of reduced layers need torch only; torchdiffeq is imported when it is called.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from torchmor.adapters.inputs import INTERPOLATIONS, Signal, input_signal
+from torchmor.adapters.inputs import Signal, input_signal
+from torchmor.adapters.solve_settings import (
+    ADAPTIVE_METHODS,
+    OWN_OPTIONS,
+    SolveSettings,
+    check_times,
+    not_torchdiffeq,
+)
 from torchmor.adapters.solvers import Slope, integrate, is_fixed_step, solve_fixed_step
-from torchmor.engine.errors import DeviceError, DtypeError, InputError, ShapeError, SolverError
+from torchmor.engine.errors import DtypeError, InputError, ShapeError, SolverError
 from torchmor.engine.tableaux import OWN_METHODS, TABLEAUX
 
-ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-FIXED_GRID_METHODS = (*TABLEAUX, "explicit_adams", "implicit_adams", "fixed_adams")
-METHODS = (*ADAPTIVE_METHODS, *FIXED_GRID_METHODS, "scipy_solver")
-OUTPUTS = ("final", "trajectory")
-
-# options that solve_fixed_step understands; with any other the solve goes to torchdiffeq
-_OWN_OPTIONS = {"step_size", "interp"}
 _CALLBACKS = tuple(
     f"callback_{event}{suffix}" for event in ("step", "accept_step", "reject_step") for suffix in ("", "_adjoint")
 )
 
 
-@dataclass(frozen=True)
-class SolveSettings:
-    """How an ODE layer is solved: the arguments of :class:`ODELayer` except func, checked.
+class SolveRequest(NamedTuple):
+    """One checked call of an ODE layer."""
 
-    All fields are plain Python data if the options are.
+    settings: SolveSettings
+    times: tuple[float, ...]
+    time_tensor: Tensor | None  # the times, where their gradient is asked for
+    signal: Signal | None
 
-    Parameters
-    ----------
-    t
-        Strictly monotone times, at least two; kept as Python floats.
-    method
-        Name of a method of torchdiffeq, or one of ``OWN_METHODS``: fixed-step methods that torchdiffeq lacks, which
-        have the options "step_size" and "interp", and no adjoint.
-    rtol, atol
-        Relative and absolute tolerance of adaptive methods.
-    options
-        Options of the method, as in torchdiffeq. Times in "jump_t" and "step_t" are kept as Python floats.
-    adjoint
-        Whether gradients come from the adjoint equation.
-    output
-        "final" or "trajectory".
-    input_times
-        Times of the samples of u; None for t.
-    interpolation
-        Interpolation of the samples of u: "linear" or "previous".
-
-    Raises
-    ------
-    ValueError
-        A value is impossible; the message lists the possible ones.
-    """
-
-    t: tuple[float, ...] = (0.0, 1.0)
-    method: str = "dopri5"
-    rtol: float = 1e-3
-    atol: float = 1e-3
-    options: Mapping[str, Any] | None = None
-    adjoint: bool = False
-    output: str = "final"
-    input_times: tuple[float, ...] | None = None
-    interpolation: str = "linear"
-
-    def __post_init__(self):
-        choices = {"method": METHODS, "output": OUTPUTS, "interpolation": INTERPOLATIONS}
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"expected {name} to be one of {', '.join(allowed)}, got {value!r}")
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not isinstance(value, Tensor) and not 0 <= value < math.inf:
-                raise ValueError(f"expected {name} to be a number ≥ 0, got {value!r}")
-        options = dict(self.options or {})
-        for name in ("jump_t", "step_t"):
-            if options.get(name) is not None:
-                options[name] = check_times(sorted(options[name]), f"options[{name!r}]", 0)
-        if self.method in FIXED_GRID_METHODS:
-            _check_grid_options(options)
-        if self.method in OWN_METHODS:
-            _check_own(self.method, self.adjoint, options)
-        plain = {"t": check_times(self.t, "t", 2), "options": options, "adjoint": bool(self.adjoint)}
-        if self.input_times is not None:
-            plain["input_times"] = check_times(self.input_times, "input_times")
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
-
-    def __str__(self):
-        shown = {"t": self.t, "method": self.method}
-        if self.method not in TABLEAUX:
-            shown |= {"rtol": self.rtol, "atol": self.atol}
-        if self.options:
-            shown["options"] = self.options
-        for name in ("adjoint", "output", "input_times", "interpolation"):
-            if getattr(self, name) != getattr(SolveSettings, name):
-                shown[name] = getattr(self, name)
-        return ", ".join(f"{name}={_short(value)}" for name, value in shown.items())
-
-    def request(self, y0: Tensor, u=None, t=None, *, input_use: str = "none") -> "SolveRequest":
+    @classmethod
+    def of(cls, settings: SolveSettings, y0: Tensor, u=None, t=None, *, input_use: str = "none") -> "SolveRequest":
         """Check the arguments of one call of a layer.
 
         Parameters
         ----------
+        settings
+            Of the layer.
         y0
             Initial state (batch, …).
         u
@@ -138,7 +69,7 @@ class SolveSettings:
                 f"expected the state y0 to have shape (batch, …), got {tuple(y0.shape)}: "
                 f"add a batch dimension, y0[None] for one sample"
             )
-        times = self.t if t is None else check_times(t, "t", 2)
+        times = settings.t if t is None else check_times(t, "t", 2)
         if u is None:
             if input_use == "required":
                 raise InputError(
@@ -152,21 +83,12 @@ class SolveSettings:
                 "as f(t, y, u), or call layer(y0)"
             )
         else:
-            knots = times if self.input_times is None else self.input_times
-            signal = input_signal(u, knots, self.interpolation, y0)
+            knots = times if settings.input_times is None else settings.input_times
+            signal = input_signal(u, knots, settings.interpolation, y0)
         time_tensor = t if isinstance(t, Tensor) and t.requires_grad else None
-        if time_tensor is not None and self.method in OWN_METHODS:
-            raise ValueError(f"expected times t without gradients, {_not_torchdiffeq(self.method, 't.detach()')}")
-        return SolveRequest(self, times, time_tensor, signal)
-
-
-class SolveRequest(NamedTuple):
-    """One checked call of an ODE layer."""
-
-    settings: SolveSettings
-    times: tuple[float, ...]
-    time_tensor: Tensor | None  # the times, where their gradient is asked for
-    signal: Signal | None
+        if time_tensor is not None and settings.method in OWN_METHODS:
+            raise ValueError(f"expected times t without gradients, {not_torchdiffeq(settings.method, 't.detach()')}")
+        return cls(settings, times, time_tensor, signal)
 
     def unchanged(self, y0: Tensor) -> Tensor:
         """Return the result for a state without entries, which cannot move: the empty result for batch 0."""
@@ -240,7 +162,7 @@ class SolveRequest(NamedTuple):
         if settings.method in OWN_METHODS:
             asked = [name for name in _CALLBACKS if hasattr(callbacks, name)]
             if asked:
-                raise ValueError(f"expected no {asked[0]}, {_not_torchdiffeq(settings.method, 'another function')}")
+                raise ValueError(f"expected no {asked[0]}, {not_torchdiffeq(settings.method, 'another function')}")
             return self.solve(f, y0)
         import torchdiffeq
 
@@ -282,7 +204,7 @@ class SolveRequest(NamedTuple):
         settings = self.settings
         return (
             is_fixed_step(settings.method)
-            and _OWN_OPTIONS.issuperset(settings.options)
+            and OWN_OPTIONS.issuperset(settings.options)
             and not settings.adjoint
             and self.time_tensor is None
         )
@@ -336,116 +258,6 @@ class SolveRequest(NamedTuple):
         return parameters
 
 
-def _setting(name: str) -> property:
-    def set_value(layer: "SolvingLayer", value):
-        layer.settings = replace(layer.settings, **{name: value})
-
-    return property(lambda layer: getattr(layer.settings, name), set_value, doc=f"See SolveSettings.{name}.")
-
-
-class SolvingLayer(nn.Module):
-    """Base class of ODE layers: a module with solver settings, which can be read and set as attributes.
-
-    Law: ``layer.method = "euler"`` is ``layer.settings = replace(layer.settings, method="euler")``, checks
-    included.
-    """
-
-    t = _setting("t")
-    method = _setting("method")
-    rtol = _setting("rtol")
-    atol = _setting("atol")
-    options = _setting("options")
-    adjoint = _setting("adjoint")
-    output = _setting("output")
-    input_times = _setting("input_times")
-    interpolation = _setting("interpolation")
-
-    def __init__(self, settings: SolveSettings):
-        super().__init__()
-        self.settings = settings
-
-    def extra_repr(self) -> str:
-        """Return the settings for ``repr(layer)``."""
-        return str(self.settings)
-
-
-def check_times(times, name: str, least: int = 1) -> tuple[float, ...]:
-    """Return times as a tuple of Python floats.
-
-    Raises
-    ------
-    ValueError
-        They are no sequence of at least `least` finite, strictly monotone numbers.
-    """
-    try:
-        times = tuple(float(time) for time in (times.tolist() if isinstance(times, Tensor) else times))
-    except (TypeError, ValueError):
-        raise ValueError(f"expected {name} to be a one-dimensional sequence of numbers, got {times!r}") from None
-    if len(times) < least:
-        raise ValueError(f"expected {name} to hold at least {least} times, got {times}")
-    if not all(math.isfinite(time) for time in times):
-        raise ValueError(f"expected {name} to hold finite times, got {_short(times)}")
-    increments = [after - before for before, after in pairwise(times)]
-    if not (all(step > 0 for step in increments) or all(step < 0 for step in increments)):
-        raise ValueError(
-            f"expected {name} to be strictly increasing or strictly decreasing, got {_short(times)}: sort "
-            f"the times and drop repeated ones"
-        )
-    return times
-
-
-def explain_mismatch(error: RuntimeError, module: nn.Module, tensors: Iterable[Tensor], what: str) -> Exception:
-    """Return the DtypeError or DeviceError behind an error of torch, or the error itself.
-
-    Called only after a failure: a module may well mix dtypes and devices on purpose.
-
-    Parameters
-    ----------
-    error
-        What was raised when `module` was called with `tensors`.
-    module
-        The module.
-    tensors
-        Its arguments.
-    what
-        What the arguments are, for the message.
-    """
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
-    for tensor in tensors:
-        if parameter is None or not tensor.is_floating_point():
-            continue
-        if tensor.device != parameter.device:
-            return DeviceError(
-                f"expected {what} on {parameter.device}, as the parameters, got {tensor.device}: move one to the other"
-            )
-        if tensor.dtype != parameter.dtype:
-            return DtypeError(
-                f"expected {what} of {parameter.dtype}, as the parameters, got {tensor.dtype}: convert one to the other"
-            )
-    return error
-
-
-def _check_grid_options(options: Mapping[str, Any]):
-    step_size, interp = options.get("step_size"), options.get("interp", "linear")
-    if step_size is not None and not 0 < step_size < math.inf:
-        raise ValueError(f"expected options['step_size'] to be a number > 0, got {step_size!r}")
-    if interp not in ("linear", "cubic"):
-        raise ValueError(f"expected options['interp'] to be one of linear, cubic, got {interp!r}")
-
-
-def _check_own(method: str, adjoint: bool, options: Mapping[str, Any]):
-    if adjoint:
-        raise ValueError(f"expected adjoint=False, {_not_torchdiffeq(method, 'gradients through the steps')}")
-    others = sorted(options.keys() - _OWN_OPTIONS)
-    if others:
-        raise ValueError(f"expected no options[{others[0]!r}], {_not_torchdiffeq(method, 'step_size and interp')}")
-
-
-def _not_torchdiffeq(method: str, instead: str) -> str:
-    known = ", ".join(name for name in TABLEAUX if name not in OWN_METHODS)
-    return f"because method={method!r} is not solved by torchdiffeq: use {instead}, or one of {known}"
-
-
 def _solver_error(error: AssertionError, y0: Tensor) -> Exception:
     text = str(error)
     if not text.startswith(("underflow in dt", "non-finite values in state", "max_num_steps exceeded")):
@@ -461,9 +273,3 @@ def _solver_error(error: AssertionError, y0: Tensor) -> Exception:
             "method"
         )
     return SolverError(f"the ODE solver failed ({text.partition(':')[0]}): {cause}")
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, tuple) and len(value) > 6:
-        return f"({', '.join(map(repr, value[:3]))}, …, {value[-1]!r}) of length {len(value)}"
-    return repr(value)

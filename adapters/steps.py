@@ -8,7 +8,7 @@ from numbers import Integral
 
 from torch import nn
 
-from torchmor.adapters.solve_request import SolvingLayer
+from torchmor.adapters.solve_settings import SolvingLayer
 from torchmor.engine.grids import equal_step_size
 from torchmor.engine.tableaux import TABLEAUX
 

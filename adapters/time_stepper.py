@@ -15,7 +15,7 @@ class TorchdiffeqTimeStepper(LayerTimeStepper):
     Parameters
     ----------
     settings
-        The layer's :class:`~torchmor.adapters.solve_request.SolveSettings`.
+        The layer's :class:`~torchmor.adapters.solve_settings.SolveSettings`.
     """
 
     def __init__(self, settings):

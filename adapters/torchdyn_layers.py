@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchmor.adapters.solve_request import METHODS
+from torchmor.adapters.solve_settings import METHODS
 from torchmor.engine.errors import UnsupportedOperationError
 
 #: torchdyn's solvers → methods that do the same steps. The step sizes of adaptive ones are chosen in another way, so

@@ -9,6 +9,9 @@ from pymor.vectorarrays.numpy import NumpyVectorSpace
 
 from torchmor.engine.bases import PodBasis, energy_rank, pod
 
+#: What is missed in directions of smaller singular values, relative to the largest of the states, is rounding.
+MISSED_RTOL = 1e-7  # as in pyMOR's POD
+
 
 @dataclass(frozen=True, eq=False)
 class BalancedBasis:
@@ -76,6 +79,8 @@ def balance(states: PodBasis, gradients: np.ndarray, rank: int | None = None) ->
     test = np.linalg.solve(test.T @ trial, test.T).T  # Wᵀ V = I again, after rounding
     if rank is not None and rank > trial.shape[1]:
         missed = columns - trial @ (test.T @ columns)
-        padding = pod(missed, rank).modes[:, : rank - trial.shape[1]]
+        left = pod(missed, rank)
+        known = left.singular_values > MISSED_RTOL * states.singular_values[0]
+        padding = left.modes[:, known][:, : rank - trial.shape[1]]
         trial, test = np.hstack([trial, padding]), np.hstack([test, padding - test @ (trial.T @ padding)])
     return BalancedBasis(trial, test, scaled * np.linalg.norm(gradients))

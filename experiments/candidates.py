@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmor.adapters.distillation import distill
 from torchmor.adapters.files import with_layers
 from torchmor.adapters.network_reductor import NetworkReductor
-from torchmor.adapters.solve_request import ADAPTIVE_METHODS
+from torchmor.adapters.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.steps import Steps, solved_by
 from torchmor.experiments.baselines import prune_neurons, prune_structure, truncate_weights
 from torchmor.experiments.data.labelled import DataSet

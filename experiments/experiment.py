@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
-from torchmor.adapters.solve_request import ADAPTIVE_METHODS
+from torchmor.adapters.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.steps import Steps
 from torchmor.engine.errors import TorchmorError
 from torchmor.experiments.candidates import Compression, Job, Levels

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from torch import Tensor
 
-from torchmor.adapters.solve_request import SolvingLayer
+from torchmor.adapters.solve_settings import SolvingLayer
 from torchmor.experiments.accuracy_figure import png
 from torchmor.experiments.methods import METHODS
 

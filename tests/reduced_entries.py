@@ -10,7 +10,7 @@ from catalogue import FUNCTIONS, traced
 from torchmor.adapters import ReducedODELayer
 from torchmor.adapters.arrays import to_tensor
 from torchmor.adapters.conversion import chain_to_module
-from torchmor.adapters.solve_request import SolveSettings
+from torchmor.adapters.solve_settings import SolveSettings
 from torchmor.engine.quadratics import factors
 from torchmor.engine.stages import Interpolation
 from torchmor.engine.tableaux import TABLEAUX

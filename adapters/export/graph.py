@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from torchmor.adapters.reduced_layer import ReducedODELayer
-from torchmor.adapters.solve_request import SolvingLayer
+from torchmor.adapters.solve_settings import SolvingLayer
 from torchmor.adapters.solvers import is_fixed_step
 from torchmor.engine.errors import ExportError, ShapeError
 

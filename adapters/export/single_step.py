@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmor.adapters.chain_module import ChainModule
 from torchmor.adapters.export.graph import check_steps
 from torchmor.adapters.reduced_layer import ReducedODELayer
-from torchmor.adapters.solve_request import SolveSettings
+from torchmor.adapters.solve_settings import SolveSettings
 from torchmor.adapters.solvers import solve_fixed_step
 from torchmor.engine.errors import ExportError, InputError
 from torchmor.engine.grids import step_grid

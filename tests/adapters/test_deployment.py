@@ -15,7 +15,7 @@ from torchmor.adapters import ODELayer, ReducedODELayer, fold
 from torchmor.adapters.calibration import held_out_mask
 from torchmor.adapters.conversion import chain_to_module
 from torchmor.adapters.ode_layer import OdeFunction
-from torchmor.adapters.solve_request import SolveSettings
+from torchmor.adapters.solve_settings import SolveSettings
 from torchmor.adapters.tracing import trace, trace_map
 from torchmor.engine.errors import (
     CalibrationError,

@@ -8,7 +8,7 @@ import torchdiffeq
 from torch import nn
 
 from torchmor.adapters.ode_layer import OdeFunction, ODELayer, call_convention, find_layer
-from torchmor.adapters.solve_request import ADAPTIVE_METHODS, METHODS, OWN_METHODS, SolveSettings
+from torchmor.adapters.solve_settings import ADAPTIVE_METHODS, METHODS, SolveSettings
 from torchmor.adapters.solvers import solve_fixed_step
 from torchmor.engine.errors import (
     DtypeError,
@@ -18,7 +18,7 @@ from torchmor.engine.errors import (
     SolverError,
     UnknownLayerError,
 )
-from torchmor.engine.tableaux import TABLEAUX
+from torchmor.engine.tableaux import OWN_METHODS, TABLEAUX
 
 DOUBLE = {"dtype": torch.float64}
 TORCHDIFFEQ_METHODS = [method for method in METHODS if method not in OWN_METHODS]

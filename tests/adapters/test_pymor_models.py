@@ -9,7 +9,7 @@ from catalogue import CATALOGUE, module
 from torchmor.adapters.ode_layer import ODELayer
 from torchmor.adapters.pymor_models import full_order_model, reduced_order_model, time_stepper
 from torchmor.adapters.reduce import reduce_network
-from torchmor.adapters.solve_request import SolveSettings
+from torchmor.adapters.solve_settings import SolveSettings
 from torchmor.adapters.time_stepper import TorchdiffeqTimeStepper
 from torchmor.engine.errors import InputError, ShapeError, SolverError, UnsupportedOperationError
 from torchmor.engine.time_steppers import RungeKuttaTimeStepper

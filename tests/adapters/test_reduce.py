@@ -23,7 +23,7 @@ from torchmor.adapters import (
 from torchmor.adapters.calibration import held_out_mask
 from torchmor.adapters.cost import run_cost
 from torchmor.adapters.network_reductor import LEAST_GAIN
-from torchmor.adapters.solve_request import METHODS, OWN_METHODS
+from torchmor.adapters.solve_settings import METHODS
 from torchmor.adapters.steps import Steps, set_solver
 from torchmor.engine.errors import (
     CalibrationError,
@@ -42,6 +42,7 @@ from torchmor.engine.errors import (
     UnsupportedOperationError,
 )
 from torchmor.engine.points import INTERPOLATING
+from torchmor.engine.tableaux import OWN_METHODS
 from torchmor.experiments.comparison import evaluations
 
 networks = pytest.mark.parametrize("entry", [pytest.param(entry, id=name) for name, entry in NETWORKS.items()])

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchmor.adapters.inputs import SampledSignal
-from torchmor.adapters.solve_request import SolveSettings
+from torchmor.adapters.solve_request import SolveRequest
+from torchmor.adapters.solve_settings import SolveSettings
 from torchmor.adapters.solvers import BLOCK, integrate, is_fixed_step, solve_fixed_step
 from torchmor.engine.tableaux import OWN_METHODS, TABLEAUX
 
@@ -222,7 +223,7 @@ class _Layer(torch.nn.Module):
         self.linear = torch.nn.Linear(4, 4)
 
     def forward(self, y0, u):
-        return self.settings.request(y0, u, input_use="required").solve(self.f, y0)
+        return SolveRequest.of(self.settings, y0, u, input_use="required").solve(self.f, y0)
 
     def f(self, t, y, u):
         return torch.tanh(self.linear(y)) * t + u

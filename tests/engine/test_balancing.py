@@ -91,3 +91,14 @@ def test_no_gradient_at_all():
     X, _ = data()
     basis = balance(pod(X), np.zeros((30, 5)), 4)
     np.testing.assert_allclose(projector(basis, 4), pod(X).modes[:, :4] @ pod(X).modes[:, :4].T, atol=1e-8)
+
+
+def test_padding_stops_at_the_rank_of_the_states():
+    """Rounding is no direction: with states of rank 5 and gradients of rank 3 there are five basis vectors."""
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(10, 5)) @ rng.normal(size=(5, 80))
+    G = rng.normal(size=(10, 3)) @ rng.normal(size=(3, 40))
+    basis = balance(pod(X), G, 9)
+    assert basis.rank == 5
+    np.testing.assert_allclose(basis.test.T @ basis.trial, np.eye(5), atol=1e-9)
+    np.testing.assert_allclose(projector(basis, 5) @ X, X, atol=1e-9)

@@ -286,3 +286,12 @@ def test_bundled_recordings_are_checked(monkeypatch):
     monkeypatch.setitem(BUNDLED, "basic-motions", (problem, first, "0" * 64))
     with pytest.raises(DataError, match=r"SHA-256 checksum 0{64} in .*BasicMotions_TEST.ts.*install sktime again"):
         load_sequences("basic-motions")
+
+
+def test_shortened():
+    images = load_images("digits")
+    short = images.shortened(30)
+    assert short.name.startswith(images.name) and "at most 30" in short.name
+    for name in ("train", "validation", "test"):
+        part, whole = getattr(short, name), getattr(images, name)
+        assert torch.equal(part.inputs, whole.inputs[:30]) and torch.equal(part.labels, whole.labels[:30])
