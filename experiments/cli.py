@@ -124,8 +124,8 @@ def functions(
     """Reduce ODE functions of the forms that people publish, unmodified, each by one call.
 
     Trains a network with group normalisations and time channels on images (the form of torchdiffeq's example for
-    MNIST), and on sequences a latent ODE, a rate network and a neural CDE. Reduces them, distils two of them, and
-    prints what that loses on test data and gains on the clock. Writes functions.json and the trained networks to
+    MNIST), and on sequences a latent ODE, a rate network and a neural CDE. Reduces them, distils the first,
+    and prints what that loses on test data and gains on the clock. Writes functions.json and the trained networks to
     `torchmor-functions`.
     """
     from torchmor.experiments.data.images import load_images
