@@ -189,9 +189,8 @@ class DrivenClassifier(nn.Module):
         self.start = nn.Linear(channels, units) if slopes else None
         self.ode = ODELayer(
             function,
-            t=(0.0, horizon),
+            t=times,  # a step from each to the next
             method="euler",
-            options={"step_size": horizon / (steps - 1)},
             input_times=times,
             interpolation="previous" if slopes else "linear",
         )

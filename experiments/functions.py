@@ -191,16 +191,16 @@ def rates(sequences: DataSet, setting: Setting) -> Outcome:
 
 def controlled(sequences: DataSet, setting: Setting) -> Outcome:
     """Reduce a neural controlled differential equation."""
-    units, width = 32, 128
+    units, width = 64, 256
     full = _classifier(
         "controlled", sequences, setting, lambda p: ControlledFunction(p, units, width), units, slopes=True
     )
     start = time.perf_counter()
-    sizes = {"state_dim": 24, "points": 256}
+    sizes = {"state_dim": 40, "points": 256}
     small = reduce_network(full, LAYER, sequences.train.inputs, **sizes, metric="agreement", progress=False)
     offline_s = {"reduction": time.perf_counter() - start}
     return Outcome(
-        "Neural CDE, 32 units driven by sequences",
+        "Neural CDE, 64 units driven by sequences",
         "tanh(W₂ relu(W₁ y)) dX/dt",
         _sizes(small),
         *_points_lost(sequences, full, {"reduced": small}),
@@ -283,7 +283,7 @@ def _sizes(small: nn.Module, name: str = LAYER) -> str:
 def _trajectories(layer: ODELayer) -> ODELayer:
     """Return a layer with the states at all of its steps as its output."""
     layer = copy.deepcopy(layer)
-    layer.t, layer.options, layer.output = layer.input_times, {}, "trajectory"
+    layer.output = "trajectory"
     return layer
 
 

@@ -27,7 +27,8 @@ def test_the_whole_command(tmp_path, capsys):
     assert not exit_.value.code
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "functions.json").read_text())
-    assert (found["images"], found["seed"]) == ("Digits, enlarged to 28 × 28 (at most 200 samples of each part)", 0)
+    assert found["images"].endswith("8 × 8 pixels, enlarged to 28 × 28 (at most 200 samples of each part)")
+    assert found["seed"] == 0
     outcomes = {outcome["network"].split()[0]: outcome for outcome in found["outcomes"]}
     assert list(outcomes) == ["Latent", "Rates", "Neural", "Images,"]
     for outcome in outcomes.values():
