@@ -31,7 +31,7 @@ from torchmor.experiments.function_networks import (
 )
 from torchmor.experiments.networks import NetworkRecipe, Training
 from torchmor.experiments.surroundings import surroundings, threads
-from torchmor.experiments.table import ratio
+from torchmor.experiments.table import ratio, signed
 from torchmor.experiments.timing import compare_times
 from torchmor.experiments.trained import trained_network
 
@@ -59,9 +59,9 @@ class Outcome:
     sizes
         State and stages, before and after.
     measure
-        What the losses are.
-    losses
-        What was compared → its loss on test data.
+        What was measured, on test data: relative errors of trajectories, or differences of accuracy in points.
+    values
+        What was compared → its value.
     gains
         A solver of the full layer → how many times as fast as the full layer with it the smallest network's layer is.
     offline_s
@@ -72,7 +72,7 @@ class Outcome:
     function: str
     sizes: str
     measure: str
-    losses: dict[str, float]
+    values: dict[str, float]
     gains: dict[str, float]
     offline_s: dict[str, float]
 
@@ -141,7 +141,7 @@ def normalised(images: DataSet, setting: Setting) -> Outcome:
         "Images, 64 channels of 6 × 6",
         "norm(conv(relu(norm(conv(relu(norm(y)), t))), t))",
         _sizes(small),
-        *_points_lost(images, full, coarse | {"reduced": small, "distilled": tuned}),
+        *_differences(images, full, coarse | {"reduced": small, "distilled": tuned}),
         setting.gains(full.ode, tuned.ode, arguments, [RK4, MIDPOINT]),
         offline_s,
     )
@@ -203,7 +203,7 @@ def controlled(sequences: DataSet, setting: Setting) -> Outcome:
         "Neural CDE, 64 units driven by sequences",
         "tanh(W₂ relu(W₁ y)) dX/dt",
         _sizes(small),
-        *_points_lost(sequences, full, {"reduced": small}),
+        *_differences(sequences, full, {"reduced": small}),
         setting.gains(full.ode, small.ode, layer_arguments(full, LAYER, sequences.test.inputs)),
         offline_s,
     )
@@ -256,21 +256,21 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     table = Table(box=box.SIMPLE, show_header=False, padding=(0, 2, 0, 0), pad_edge=False, title_justify="left")
     table.title = f"{outcome.network}: y' = {outcome.function}"
     table.add_row("sizes", outcome.sizes)
-    losses = ", ".join(f"{name} {loss:.3g}" for name, loss in outcome.losses.items())
-    table.add_row(outcome.measure, losses)
+    form = signed if outcome.measure.endswith("points") else "{:.3g}".format
+    table.add_row(outcome.measure, ", ".join(f"{name} {form(value)}" for name, value in outcome.values.items()))
     gains = ", ".join(f"{ratio(gain)} × with {solver}" for solver, gain in outcome.gains.items())
     table.add_row("faster than the full layer", f"{gains} (batch {BATCH})")
     table.add_row("offline", ", ".join(f"{name} {wall_s:.0f} s" for name, wall_s in outcome.offline_s.items()))
     console.print(table, highlight=False)
 
 
-def _points_lost(data: DataSet, full: nn.Module, others: Mapping[str, nn.Module]) -> tuple[str, dict[str, float]]:
-    """Return what is measured, and how many points of accuracy other networks lose on test data."""
+def _differences(data: DataSet, full: nn.Module, others: Mapping[str, nn.Module]) -> tuple[str, dict[str, float]]:
+    """Return what is measured, and by how many points of accuracy other networks differ on test data."""
     exact, *found = (
         accuracy(predict(network, data.test.inputs), data.test.labels) for network in (full, *others.values())
     )
-    losses = {name: exact - other for name, other in zip(others, found, strict=True)}
-    return f"points of accuracy lost, of {exact:.1f} %", losses
+    differences = {name: other - exact for name, other in zip(others, found, strict=True)}
+    return f"difference from the accuracy of {exact:.1f} %, points", differences
 
 
 def _sizes(small: nn.Module, name: str = LAYER) -> str:

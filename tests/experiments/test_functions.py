@@ -30,15 +30,15 @@ def test_the_whole_command(tmp_path, capsys):
     assert found["images"].endswith("8 × 8 pixels, enlarged to 28 × 28 (at most 200 samples of each part)")
     assert found["seed"] == 0
     outcomes = {outcome["network"].split()[0]: outcome for outcome in found["outcomes"]}
-    assert list(outcomes) == ["Latent", "Rates", "Neural", "Images,"]
+    assert list(outcomes) == ["Latent", "Rates,", "Neural", "Images,"]
     for outcome in outcomes.values():
         assert outcome["network"] in printed and outcome["function"][:20] in printed
-        numbers = [*outcome["losses"].values(), *outcome["gains"].values(), *outcome["offline_s"].values()]
+        numbers = [*outcome["values"].values(), *outcome["gains"].values(), *outcome["offline_s"].values()]
         assert all(map(isfinite, numbers))
         assert all(gain > 0 for gain in outcome["gains"].values())
     assert outcomes["Latent"]["sizes"] == "state 15, g1 100 → 32, g2 100 → 32, g3 100 → 32"
     assert outcomes["Images,"]["sizes"] == "state 2,304 → 32, g3 2,304 → 128, g6 2,304 → 128; 7 stages absorbed"
-    rates = outcomes["Rates"]["losses"]
+    rates = outcomes["Rates,"]["values"]
     assert 0 < rates["best projection of rank 32"] < rates["reduced"]
     assert len(list((tmp_path / "networks").iterdir())) == 3
 
