@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,71 +97,81 @@ def fit_chain(
     FittedChain
         The chain, and how well its maps fit.
     """
-    lifts = {} if trial is None else {"y": Lift(trial, offset)}
-    true = training.sources
-    reduced = {name: true[name] for name in ("y", "u", "t") if name in true}
-    if trial is not None:
-        reduced["y"] = test.T @ (training.y if offset is None else training.y - offset[:, np.newaxis])
+    fit = _Fit(chain, trial, test, offset, points, training, ridge, absorbed)
+    stages = tuple(fit.stage(stage) for stage in chain.stages if stage.name not in absorbed)
+    state_size = chain.state_size if trial is None else trial.shape[1]
+    return FittedChain(StageChain(state_size, chain.input_size, stages, fit.output()), fit.errors)
 
-    errors: dict[str, float] = {}
 
-    def fitted(name: str, affine: AffineMap) -> AffineMap:
+class _Fit:
+    """Fits the maps of a chain one after the other: each reads what the fits before it yield."""
+
+    def __init__(self, chain, trial, test, offset, points, training, ridge, absorbed):
+        self.chain, self.test, self.points, self.ridge = chain, test, points, ridge
+        self.absorbed = frozenset(absorbed)
+        self.lifts = {} if trial is None else {"y": Lift(trial, offset)}
+        self.columns = training.y.shape[1]
+        self.true = training.sources
+        self.reduced = {name: self.true[name] for name in ("y", "u", "t") if name in self.true}
+        if trial is not None:
+            self.reduced["y"] = test.T @ (training.y if offset is None else training.y - offset[:, np.newaxis])
+        self.errors: dict[str, float] = {}
+
+    def stage(self, stage: Stage) -> Stage:
+        """Return a stage at its points, with a fitted argument."""
+        argument = stage.argument
+        if stage.name in self.points:
+            argument = argument.restrict(stage.rows(self.points[stage.name]))
+        if self.absorbed.isdisjoint(argument.sources):
+            stage = replace(stage, argument=self._beside_the_exact_part(stage.name, argument))
+        else:
+            expression, values = fitted_argument(stage, argument, self.true)
+            stage = Stage(stage.name, expression, self._as_a_whole(stage.name, argument, values))
+        g = functions.evaluate(stage.expression, stage.split(stage.argument.apply(self.reduced)))
+        self.reduced[stage.name] = np.broadcast_to(g, (stage.size, self.columns))
+        return stage
+
+    def output(self) -> AffineMap:
+        """Return the fitted map to the projected f; all stages come before it."""
+        output, test = self.chain.output, self.test
+        if self.absorbed.isdisjoint(output.sources):
+            return self._beside_the_exact_part("output", output if test is None else output.project(test))
+        values = self.true["output"]
+        return self._as_a_whole("output", output, values if test is None else test.T @ values)
+
+    def _beside_the_exact_part(self, name: str, affine: AffineMap) -> AffineMap:
         """Return the map of the reduced sources that comes nearest to what the map yields at the true ones."""
-        sampled = [source for source in affine.sources if source in points]
+        sampled = [source for source in affine.sources if source in self.points]
         if not sampled:
-            return affine.substitute(lifts)
-        exact = without(affine, sampled).substitute(lifts)
-        features = np.concatenate([reduced[source] for source in sampled])
-        values = np.broadcast_to(affine.apply(true), (affine.size, features.shape[1]))
-        if _adds_squares(chain, affine):
+            return affine.substitute(self.lifts)
+        exact = without(affine, sampled).substitute(self.lifts)
+        features = np.concatenate([self.reduced[source] for source in sampled])
+        values = np.broadcast_to(affine.apply(self.true), (affine.size, self.columns))
+        if _adds_squares(self.chain, affine):
             found = regress_nonnegative(features, values - affine.shift[:, np.newaxis])
         else:
-            found = regress(features, values - exact.apply(reduced), ridge)
-        note(name, found, values)
-        fits = _blocks(found.matrix, {source: len(points[source]) for source in sampled})
+            found = regress(features, values - exact.apply(self.reduced), self.ridge)
+        self._note(name, found, values)
+        fits = _blocks(found.matrix, {source: len(self.points[source]) for source in sampled})
         return AffineMap.from_blocks({**exact.blocks(), **fits}, exact.shift + found.shift)
 
-    def fitted_whole(name: str, sources: Sequence[str], values: np.ndarray) -> AffineMap:
-        """Return the map of some reduced sources that comes nearest to values (rows, k)."""
-        k = training.y.shape[1]
-        features = {source: np.broadcast_to(reduced[source], (len(reduced[source]), k)) for source in sources}
+    def _as_a_whole(self, name: str, affine: AffineMap, values: np.ndarray) -> AffineMap:
+        """Return the map of what a map with absorbed sources depends on that comes nearest to values (rows, k)."""
+        features = {
+            source: np.broadcast_to(self.reduced[source], (len(self.reduced[source]), self.columns))
+            for source in sources_read(self.chain, affine, self.absorbed)
+        }
         units = {source: float(feature.std()) or 1.0 for source, feature in features.items()}  # one ridge for all
-        found = regress(
-            np.concatenate([feature / units[source] for source, feature in features.items()]), values, ridge
-        )
-        note(name, found, values)
+        scaled = np.concatenate([feature / units[source] for source, feature in features.items()])
+        found = regress(scaled, values, self.ridge)
+        self._note(name, found, values)
         blocks = _blocks(found.matrix, {source: len(feature) for source, feature in features.items()})
         return AffineMap.from_blocks({source: block / units[source] for source, block in blocks.items()}, found.shift)
 
-    def note(name: str, found: Regression, values: np.ndarray) -> None:
+    def _note(self, name: str, found: Regression, values: np.ndarray) -> None:
         if found.held_out_error is not None:
             varied = values[:, fitted_columns(values) :] - values.mean(axis=1, keepdims=True)
-            errors[name] = found.held_out_error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
-
-    stages = []
-    for stage in chain.stages:
-        if stage.name in absorbed:
-            continue
-        argument = stage.argument
-        if stage.name in points:
-            argument = argument.restrict(stage.rows(points[stage.name]))
-        if not set(absorbed).isdisjoint(argument.sources):
-            expression, values = fitted_argument(stage, argument, true)
-            sources = sources_read(chain, argument, absorbed)
-            stage = Stage(stage.name, expression, fitted_whole(stage.name, sources, values))
-        else:
-            stage = replace(stage, argument=fitted(stage.name, argument))
-        g = functions.evaluate(stage.expression, stage.split(stage.argument.apply(reduced)))
-        reduced[stage.name] = np.broadcast_to(g, (stage.size, training.y.shape[1]))
-        stages.append(stage)
-    if set(absorbed).isdisjoint(chain.output.sources):
-        output = fitted("output", chain.output if test is None else chain.output.project(test))
-    else:
-        values = training.values["output"]
-        sources = sources_read(chain, chain.output, absorbed)
-        output = fitted_whole("output", sources, values if test is None else test.T @ values)
-    state_size = chain.state_size if trial is None else trial.shape[1]
-    return FittedChain(StageChain(state_size, chain.input_size, tuple(stages), output), errors)
+            self.errors[name] = found.held_out_error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
 
 
 def _blocks(matrix: np.ndarray, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
