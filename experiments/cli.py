@@ -23,7 +23,8 @@ app = App(
     help="Make the ODE layers of trained PyTorch networks (Neural ODEs) small and fast.\n\n"
     "Start with `torchmor demo`: in about two minutes it trains a small network, reduces it, and shows what that "
     "gains and costs. `torchmor convolutional` and `torchmor recurrent` compare it with other methods, on several data "
-    "sets. In your own code: `from torchmor.adapters import ODELayer, reduce_network`.",
+    "sets; `torchmor functions` reduces ODE functions of the forms that people publish. In your own code: `from "
+    "torchmor.adapters import ODELayer, reduce_network`.",
     version=lambda: metadata.version("torchmor"),
     suppress_keyboard_interrupt=False,
 )
