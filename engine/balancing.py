@@ -80,7 +80,7 @@ def balance(states: PodBasis, gradients: np.ndarray, rank: int | None = None) ->
     if rank is not None and rank > trial.shape[1]:
         missed = columns - trial @ (test.T @ columns)
         left = pod(missed, rank)
-        known = left.singular_values > MISSED_RTOL * states.singular_values[0]
+        known = left.singular_values > MISSED_RTOL * states.singular_values.max(initial=0.0)
         padding = left.modes[:, known][:, : rank - trial.shape[1]]
         trial, test = np.hstack([trial, padding]), np.hstack([test, padding - test @ (trial.T @ padding)])
     return BalancedBasis(trial, test, scaled * np.linalg.norm(gradients))

@@ -1,10 +1,11 @@
 """One thread, fixed seeds and a deterministic hypothesis for all tests.
 
 Tests choose float64 themselves; the default dtype stays as users have it. A test that needs a GPU is marked
-``gpu`` and is skipped where there is none.
+``gpu`` and is skipped where there is none; one that compiles C++ is marked ``inductor``.
 """
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch load; subprocesses inherit it
 
@@ -20,11 +21,18 @@ hypothesis.settings.load_profile("torchmor")
 
 
 def pytest_collection_modifyitems(items):
-    """Skip the tests marked ``gpu`` where there is no CUDA device."""
+    """Skip the tests marked ``gpu`` and ``inductor`` where they cannot run."""
+    reasons = {}
     if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, there is none"))
+        reasons["gpu"] = "needs a CUDA device, there is none"
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        reasons["inductor"] = "needs a C++ compiler"
+    elif " " in torch.__file__:
+        reasons["inductor"] = "torch's inductor does not quote the path of torch, which has a space"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -491,6 +491,7 @@ def test_network_compiles_as_one_graph_with_a_dynamic_batch(name):
     assert graphs(small, entry.batch, "aot_eager") == 1
 
 
+@pytest.mark.inductor
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # inductor uses it
 def test_compiles_with_inductor():
     layer = layer_of("dense")

@@ -1,6 +1,5 @@
 """`torchmor info` on exported files."""
 
-import shutil
 import sys
 
 import pytest
@@ -104,7 +103,7 @@ def test_single_step(small, tmp_path):
     assert "one step of a reduced ODE layer" in text
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.inductor
 def test_compiled_package_is_read_without_running_it(tmp_path, monkeypatch):
     path = tmp_path / "net.pt2"
     export_inductor(nn.Linear(3, 2), path, torch.ones(4, 3), verbose=False)

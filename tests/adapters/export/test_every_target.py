@@ -1,8 +1,5 @@
 """Every function of the catalogue, reduced, to the slow targets: `make test-export`."""
 
-import os
-import shutil
-
 import pytest
 import torch
 
@@ -15,7 +12,7 @@ entries = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 @entries
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+@pytest.mark.inductor
 def test_inductor(name, tmp_path):
     layer = reduced_entry(name)
     export_inductor(layer, tmp_path / "layer.pt2", *arguments_of(name, layer, 3), verbose=False)

@@ -3,7 +3,6 @@
 import copy
 import functools
 import os
-import shutil
 import sys
 
 import onnx
@@ -72,10 +71,9 @@ def test_full_network_is_unrolled(name, suffix, tmp_path):
     assert found.relative < bound
 
 
+@pytest.mark.inductor
 @pytest.mark.parametrize("name", ["convolutional", "sampled input"])
 def test_inductor(name, tmp_path):
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        pytest.skip("needs a C++ compiler")
     small, example = in_float32(reduced(name), name)
     export_inductor(small, tmp_path / "net.pt2", *example, verbose=False)
     package = torch._inductor.aoti_load_package(str(tmp_path / "net.pt2"))
