@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -94,17 +93,19 @@ def distill(
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    best, best_loss = _copies(parameters), _mean_loss(student, exam, loss)
-    for layer in layers:
-        _balance_scales(student, layer, lessons[0][0])
-    optimiser = torch.optim.Adam(
-        [{"params": [p], "lr": learning_rate * _size(p)} for p in parameters if p.numel()],
-    )
-    steps = epochs * len(lessons)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
-    order = torch.Generator().manual_seed(seed)
     student.eval()
     with remembered(student, [batch for batch, _ in (*lessons, *exam)]) as outputs:
+        best, best_loss = _copies(parameters), _mean_loss(student, exam, loss, outputs)
+        for layer in layers:
+            _balance_scales(student, layer, lessons[0][0])
+        optimiser = torch.optim.Adam(
+            [{"params": [p], "lr": learning_rate * _size(p)} for p in parameters if p.numel()],
+        )
+        steps = epochs * len(lessons)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+        )
+        order = torch.Generator().manual_seed(seed)
         for _ in range(epochs):
             for i in torch.randperm(len(lessons), generator=order).tolist():
                 batch, target = lessons[i]
@@ -162,9 +163,8 @@ def _squared_error(lessons: list[tuple[Batch, Tensor]]) -> Loss:
 
 
 def _mean_loss(
-    network: nn.Module, lessons: list[tuple[Batch, Tensor]], loss: Loss, outputs: Callable[[Batch], Any] | None = None
+    network: nn.Module, lessons: list[tuple[Batch, Tensor]], loss: Loss, outputs: Callable[[Batch], Any]
 ) -> float:
-    outputs = outputs or partial(call_network, network)
     total, samples = 0.0, 0
     with evaluation(network):
         for batch, target in lessons:

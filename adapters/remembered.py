@@ -35,12 +35,14 @@ def remembered(network: nn.Module, batches: Sequence[Batch]) -> Iterator[Callabl
     if bytes_per_sample * sum(batch.size for batch in batches) > REMEMBERED_BYTES:
         found = {}
     outputs: dict[tuple[nn.Module, int], Tensor] = {}
-    current = 0
+    current: int | None = None  # the batch; None outside of `call`, where nothing is remembered
 
     def remembering(module: nn.Module) -> Callable[..., Tensor]:
         compute = module.forward
 
         def forward(*args, **kwargs) -> Tensor:
+            if current is None:
+                return compute(*args, **kwargs)
             key = (module, current)
             if key not in outputs:
                 with torch.no_grad():
@@ -52,7 +54,10 @@ def remembered(network: nn.Module, batches: Sequence[Batch]) -> Iterator[Callabl
     def call(batch: Batch) -> Any:
         nonlocal current
         current = id(batch)
-        return call_network(network, batch)
+        try:
+            return call_network(network, batch)
+        finally:
+            current = None
 
     with ExitStack() as stack:
         for module in found:

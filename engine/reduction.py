@@ -13,7 +13,6 @@ from torchmor.engine.balancing import BalancedBasis, balance
 from torchmor.engine.bases import SPECTRUM, PodBasis, pod
 from torchmor.engine.errors import SizeError
 from torchmor.engine.explanation import Part
-from torchmor.engine.fitting import Training
 from torchmor.engine.models import OdeLayerModel
 from torchmor.engine.normalisation import absorbed_stages
 from torchmor.engine.points import CollateralBasis
@@ -299,8 +298,7 @@ class SnapshotReductor:
             offset = None if state.offset is None else space.from_numpy(state.offset[:, np.newaxis])
         if fit == "interpolation":
             return OdeLayerReductor(self.fom, trial, interpolations, test, offset)
-        training = Training(self.y, self.u, self.t, self._sampler.values)
-        return FittedReductor(self.fom, trial, sampled, training, test, offset, absorbed=absorbed)
+        return FittedReductor(self.fom, trial, sampled, self._sampler.training, test, offset, absorbed=absorbed)
 
     @cached_property
     def _mean(self) -> np.ndarray:

@@ -42,14 +42,15 @@ class StageSampler:
         self._pursuits: dict[tuple, np.ndarray] = {}
 
     @cached_property
-    def values(self) -> dict[str, np.ndarray]:
-        """Values of all stages and of f, as of :meth:`StageChain.evaluate`."""
+    def training(self) -> Training:
+        """The snapshots, with the values of all stages and of f there, as of :meth:`StageChain.evaluate`."""
         found = self.chain.evaluate(self.y, self.u, self.t)
-        return {name: np.ascontiguousarray(values) for name, values in found.items()}
+        values = {name: np.ascontiguousarray(values) for name, values in found.items()}
+        return Training(self.y, self.u, self.t, values)
 
     def snapshots(self, name: str) -> np.ndarray:
         """Return the "state", or the values of a stage (size, k)."""
-        return self.y if name == "state" else self.values[name]
+        return self.y if name == "state" else self.training.values[name]
 
     def pod(self, name: str, modes: int | None, energy_rtol: float | None) -> PodBasis:
         """Return the POD of the "state" or of a stage; every request up to 512 modes shares one."""
@@ -143,9 +144,10 @@ class StageSampler:
                 affine = affine.restrict(later.rows(sampled[later.name]))
             whole = not set(absorbed).isdisjoint(affine.sources)
             if later is None and whole:
-                share = self.values["output"] if test is None else test.T @ self.values["output"]
+                f = self.training.values["output"]
+                share = f if test is None else test.T @ f
             elif whole:
-                share = fitted_argument(later, affine, self._sources)[1]
+                share = fitted_argument(later, affine, self.training.sources)[1]
             else:
                 affine = affine if later is not None or test is None else affine.project(test)
                 share = without(affine, [name for name in affine.sources if name != stage.name]).apply(
@@ -153,7 +155,3 @@ class StageSampler:
                 )
             shares.append(share - share.mean(axis=1, keepdims=True))
         return np.concatenate([share / max(np.linalg.norm(share), np.finfo(float).tiny) for share in shares])
-
-    @property
-    def _sources(self) -> dict[str, np.ndarray]:
-        return Training(self.y, self.u, self.t, self.values).sources

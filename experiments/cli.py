@@ -135,9 +135,9 @@ def functions(
 
     if threads < 1:
         _fail(f"expected at least 1 thread, got --threads {threads}")
-    folder = out or Path("torchmor-functions")
+    setting = Setting(out or Path("torchmor-functions"), seed, threads, quick)
     data = load_images(images, seed, data_dir), load_sequences(sequences, seed, data_dir)
-    run_functions(*data, folder, Setting(folder / "networks", seed, threads, quick), console=_console())
+    run_functions(*data, setting, _console())
 
 
 def _experiment(experiment, load, data, data_dir, out, seed, seeds, threads, quick) -> None:

@@ -191,7 +191,6 @@ class DrivenClassifier(nn.Module):
             function,
             t=times,  # a step from each to the next
             method="euler",
-            input_times=times,
             interpolation="previous" if slopes else "linear",
         )
         self.head = nn.Linear(units, classes)

@@ -15,8 +15,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchmor.adapters import ODELayer, distill, reduce_network
+from torchmor.adapters import distill, reduce_network
 from torchmor.adapters.atomic import atomic_path
+from torchmor.adapters.metrics import loss
 from torchmor.adapters.steps import Steps, solved_by, solver_name
 from torchmor.experiments.accuracy import accuracy, predict
 from torchmor.experiments.comparison import layer_arguments
@@ -84,7 +85,7 @@ class Setting:
     Parameters
     ----------
     folder
-        For trained networks.
+        For the result, and for trained networks; it is made if it is missing.
     seed
         Of everything that is random.
     timing_threads
@@ -102,7 +103,9 @@ class Setting:
         """Return a trained classifier."""
         if self.quick:
             training = replace(training, epochs=1, least_steps=30)
-        return trained_network(NetworkRecipe(name, name, name, build, training), data, self.seed, self.folder)
+        return trained_network(
+            NetworkRecipe(name, name, name, build, training), data, self.seed, self.folder / "networks"
+        )
 
     def gains(
         self, full: nn.Module, small: nn.Module, arguments: tuple[Tensor, ...], solvers: Sequence[Steps] = ()
@@ -160,7 +163,7 @@ def latent(sequences: DataSet, setting: Setting) -> Outcome:
         "three hidden layers of 100 units, tanh",
         _sizes(small),
         "relative error of the trajectories",
-        {"reduced": _relative_error(found, exact)},
+        {"reduced": loss("relative", found, exact)},
         setting.gains(full.ode, small.ode, arguments),
         offline_s,
     )
@@ -169,7 +172,8 @@ def latent(sequences: DataSet, setting: Setting) -> Outcome:
 def rates(sequences: DataSet, setting: Setting) -> Outcome:
     """Reduce a rate network of 256 units to the error of the best projection of its rank."""
     full = _classifier("rates", sequences, setting, lambda p: RateFunction(p, 256), 256, slopes=False)
-    layer = _trajectories(full.ode)
+    layer = copy.deepcopy(full.ode)
+    layer.output = "trajectory"
     calibration, held_out = (layer_arguments(full, LAYER, part.inputs) for part in (sequences.train, sequences.test))
     start = time.perf_counter()
     small = reduce_network(layer, "", calibration, state_dim=32, points=192, progress=False)
@@ -183,7 +187,7 @@ def rates(sequences: DataSet, setting: Setting) -> Outcome:
         "−y + W tanh(y) + B u",
         _sizes(small, ""),
         "relative error of the trajectories",
-        {"best projection of rank 32": best, "reduced": _relative_error(found, exact)},
+        {"best projection of rank 32": best, "reduced": loss("relative", found, exact)},
         setting.gains(layer, small, held_out),
         offline_s,
     )
@@ -220,9 +224,7 @@ def enlarged(images: DataSet) -> DataSet:
     return images.changed(f"{images.name}, enlarged to {PIXELS} × {PIXELS}", part)
 
 
-def run_functions(
-    images: DataSet, sequences: DataSet, folder: Path, setting: Setting, *, console: Console
-) -> list[Outcome]:
+def run_functions(images: DataSet, sequences: DataSet, setting: Setting, console: Console) -> list[Outcome]:
     """Train, reduce and compare all of them; writes functions.json.
 
     Parameters
@@ -231,21 +233,19 @@ def run_functions(
         Images of at most 28 × 28 pixels.
     sequences
         Recordings with their classes.
-    folder
-        For the result; it is made if it is missing.
     setting
         What all share.
     console
         Where to print to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    setting.folder.mkdir(parents=True, exist_ok=True)
     images, found = enlarged(images), []
     if setting.quick:
         images, sequences = images.shortened(200), sequences.shortened(200)
     for study, data in ((latent, sequences), (rates, sequences), (controlled, sequences), (normalised, images)):
         found.append(study(data, setting))
         print_outcome(console, found[-1])
-    with atomic_path(folder / "functions.json") as temporary:
+    with atomic_path(setting.folder / "functions.json") as temporary:
         settings = {"images": images.name, "sequences": sequences.name, "seed": setting.seed, **surroundings()}
         temporary.write_text(json.dumps({**settings, "outcomes": [asdict(one) for one in found]}, indent=1) + "\n")
     return found
@@ -280,17 +280,6 @@ def _sizes(small: nn.Module, name: str = LAYER) -> str:
     return ", ".join(words) + f"; {len(parts) - len(left)} stages absorbed" * (len(left) < len(parts))
 
 
-def _trajectories(layer: ODELayer) -> ODELayer:
-    """Return a layer with the states at all of its steps as its output."""
-    layer = copy.deepcopy(layer)
-    layer.output = "trajectory"
-    return layer
-
-
-def _relative_error(found: Tensor, exact: Tensor) -> float:
-    return float((found - exact).norm() / exact.norm())
-
-
 def _classifier(
     name: str, data: DataSet, setting: Setting, function: Callable[[int], nn.Module], units: int, slopes: bool
 ) -> nn.Module:
@@ -317,9 +306,9 @@ def _reconstructing(data: DataSet, setting: Setting, steps: int = 1500, batch: i
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
     for _ in range(steps):
         chosen = inputs[torch.randint(len(inputs), (batch,), generator=generator)]
-        loss = F.mse_loss(network(chosen), chosen)
+        error = F.mse_loss(network(chosen), chosen)
         optimiser.zero_grad()
-        loss.backward()
+        error.backward()
         optimiser.step()
         schedule.step()
     return network.eval().requires_grad_(False)

@@ -106,6 +106,16 @@ def test_what_is_no_constant_of_the_batch_is_computed_every_time(forward):
                     torch.testing.assert_close(outputs(batch), value, rtol=0, atol=0)
 
 
+def test_other_calls_are_computed_as_usual():
+    """Of the network itself, meanwhile: what was remembered of the last batch is none of theirs."""
+    small, data = counting(), batches()
+    with torch.no_grad():
+        expected = small(X.flip(0))
+        with remembered(small, data) as outputs:
+            outputs(data[0])
+            torch.testing.assert_close(small(X.flip(0)), expected, rtol=0, atol=0)
+
+
 def test_the_network_is_restored_after_an_error():
     small, data = counting(), batches()
     with pytest.raises(KeyError), remembered(small, data):
