@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchmor.adapters.calibration import Batch, call_network
 from torchmor.adapters.reduced_layer import ReducedODELayer
+from torchmor.engine.errors import SolverError
 
 #: Outputs of so many bytes are remembered at most; beyond, everything is computed again.
 REMEMBERED_BYTES = 2**29
@@ -86,7 +87,8 @@ def _before_reduced_layers(network: nn.Module, batch: Batch) -> dict[nn.Module, 
         for module in network.modules():
             stack.callback(module.register_forward_pre_hook(before).remove)
             stack.callback(module.register_forward_hook(after).remove)
-        call_network(network, batch)
+        with suppress(SolverError):  # what comes before the layer is done by then
+            call_network(network, batch)
     found, inside = {}, set(reduced)
     for module in network.modules():  # outer ones first
         if module in inside:

@@ -12,7 +12,7 @@ from torchmor.adapters import remembered as module
 from torchmor.adapters.calibration import Calibration, call_network
 from torchmor.adapters.reduced_layer import ReducedODELayer
 from torchmor.adapters.remembered import remembered
-from torchmor.engine.errors import LittleGainWarning
+from torchmor.engine.errors import LittleGainWarning, SolverError
 
 X = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
 
@@ -114,6 +114,21 @@ def test_other_calls_are_computed_as_usual():
         with remembered(small, data) as outputs:
             outputs(data[0])
             torch.testing.assert_close(small(X.flip(0)), expected, rtol=0, atol=0)
+
+
+def test_a_solve_that_fails_is_an_error_of_its_call(monkeypatch):
+    """Not of looking at the network: distillation goes on from such an error."""
+
+    def fails(*_):
+        raise SolverError("the solver gave up")
+
+    small, data = counting(), batches()
+    monkeypatch.setattr(small.ode, "forward", fails)
+    with remembered(small, data) as outputs:
+        for _ in range(2):
+            with pytest.raises(SolverError, match="gave up"):
+                outputs(data[0])
+    assert small.stem.calls == 2, "to look at it, and once for the batch"
 
 
 def test_the_network_is_restored_after_an_error():
