@@ -1,7 +1,7 @@
 """Componentwise functions as data: small straight-line programs over a fixed set of primitives.
 
 Pure Python. What a primitive computes is said by a table, ``name -> callable(*operands, **parameters)``:
-`torchmor.engine.functions` for NumPy, `torchmor.adapters.torch_functions` for torch.
+`torchmor.engine.functions` for NumPy, `torchmor.adapters.layers.torch_functions` for torch.
 """
 
 import re

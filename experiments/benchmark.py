@@ -22,20 +22,20 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from torchmor.adapters import fold, reduce_network
-from torchmor.adapters.atomic import atomic_path
-from torchmor.adapters.steps import COARSE, solved_by
-from torchmor.experiments.convolutional import EXPERIMENT
-from torchmor.experiments.experiment import LAYER
-from torchmor.experiments.floor import Machine, measure_machine, needs
-from torchmor.experiments.networks import NetworkRecipe
-from torchmor.experiments.offline_costs import offline_costs, print_costs
-from torchmor.experiments.progress import progress
-from torchmor.experiments.random_images import random_images
-from torchmor.experiments.runtimes import TorchodeLayer, compiled, eager, in_onnx_runtime
-from torchmor.experiments.surroundings import surroundings, threads, threads_in_words
-from torchmor.experiments.table import NOTHING, milliseconds, ratio
-from torchmor.experiments.timing import compare_times
-from torchmor.experiments.verdict import PARTS
+from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.solving.steps import COARSE, solved_by
+from torchmor.experiments.data.random_images import random_images
+from torchmor.experiments.measure.floor import Machine, measure_machine, needs
+from torchmor.experiments.measure.progress import progress
+from torchmor.experiments.measure.runtimes import TorchodeLayer, compiled, eager, in_onnx_runtime
+from torchmor.experiments.measure.surroundings import surroundings, threads, threads_in_words
+from torchmor.experiments.measure.timing import compare_times
+from torchmor.experiments.report.table import NOTHING, milliseconds, ratio
+from torchmor.experiments.report.verdict import PARTS
+from torchmor.experiments.studies.convolutional import EXPERIMENT
+from torchmor.experiments.studies.experiment import LAYER
+from torchmor.experiments.studies.networks import NetworkRecipe
+from torchmor.experiments.studies.offline_costs import offline_costs, print_costs
 
 BATCHES = (1, 32, 256, 2048)
 THREADS = (1, 2)
@@ -151,7 +151,7 @@ def times(
     -------
     list of dict
         For each row and batch: "network", "part", "name", "runtime", "device", "batch", "floor_s" (None where there is
-        none), and the entries of :class:`~torchmor.experiments.timing.Timing`.
+        none), and the entries of :class:`~torchmor.experiments.measure.timing.Timing`.
     """
     found = []
     torch._dynamo.reset()  # code is compiled for a number of threads

@@ -46,8 +46,8 @@ def demo(
     and of its reductions. Writes a report with pictures (report.html), the raw numbers (rows.jsonl) and the reduced
     network (reduced.safetensors). Needs no download.
     """
-    from torchmor.experiments.demo import run_demo
-    from torchmor.experiments.surroundings import threads as limited_threads
+    from torchmor.experiments.measure.surroundings import threads as limited_threads
+    from torchmor.experiments.studies.demo import run_demo
 
     with limited_threads(threads):
         run_demo(out, seed, quick=quick, console=_console())
@@ -82,8 +82,8 @@ def convolutional(
     compression. Writes report.html, plots/, results.jsonl and results.csv to `torchmor-convolutional-DATA`. Ctrl-C
     keeps the rows that are done, and the same command goes on from there.
     """
-    from torchmor.experiments.convolutional import EXPERIMENT
     from torchmor.experiments.data.images import load_images
+    from torchmor.experiments.studies.convolutional import EXPERIMENT
 
     _experiment(EXPERIMENT, load_images, data, data_dir, out, seed, seeds, threads, quick)
 
@@ -106,7 +106,7 @@ def recurrent(
     archives in `--data-dir`. Otherwise like `torchmor convolutional`; writes to `torchmor-recurrent-DATA`.
     """
     from torchmor.experiments.data.sequences import load_sequences
-    from torchmor.experiments.recurrent import EXPERIMENT
+    from torchmor.experiments.studies.recurrent import EXPERIMENT
 
     _experiment(EXPERIMENT, load_sequences, data, data_dir, out, seed, seeds, threads, quick)
 
@@ -131,7 +131,7 @@ def functions(
     """
     from torchmor.experiments.data.images import load_images
     from torchmor.experiments.data.sequences import load_sequences
-    from torchmor.experiments.functions import Setting, run_functions
+    from torchmor.experiments.studies.functions import Setting, run_functions
 
     if threads < 1:
         _fail(f"expected at least 1 thread, got --threads {threads}")
@@ -141,7 +141,7 @@ def functions(
 
 
 def _experiment(experiment, load, data, data_dir, out, seed, seeds, threads, quick) -> None:
-    from torchmor.experiments.experiment import Scale, in_short, run_experiment
+    from torchmor.experiments.studies.experiment import Scale, in_short, run_experiment
 
     if seeds < 1 or threads < 1:
         _fail(f"expected at least 1 of seeds and threads, got --seeds {seeds} --threads {threads}")
@@ -166,7 +166,7 @@ def info(file: Path, /) -> None:
         A file written by `torchmor.adapters.save` (.safetensors), or by `export_onnx` (.onnx), `export_program`,
         `export_inductor` (.pt2) and `export_executorch` (.pte).
     """
-    from torchmor.experiments import exported_file, saved_file
+    from torchmor.experiments.inspect import exported_file, saved_file
 
     print((exported_file if file.suffix in exported_file.SUFFIXES else saved_file).describe(file))
 

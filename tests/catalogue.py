@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torchmor.adapters import tracing
-from torchmor.adapters.ode_layer import OdeFunction
+from torchmor.adapters.layers.ode_layer import OdeFunction
+from torchmor.adapters.tracing import classifier
 from torchmor.engine.stages import StageChain
 
 
@@ -86,8 +86,8 @@ def rows(columns: np.ndarray | None) -> Tensor | None:
 def traced(name: str, opaque: bool = False) -> StageChain:
     """Stage chain of an entry, with matrices or with maps that are known by their products only."""
     entry = FUNCTIONS[name]
-    with patch.object(tracing, "DENSE_ENTRIES", 0 if opaque else tracing.DENSE_ENTRIES):
-        return tracing.trace(OdeFunction(entry.function()), *entry.example())
+    with patch.object(classifier, "DENSE_ENTRIES", 0 if opaque else classifier.DENSE_ENTRIES):
+        return classifier.trace(OdeFunction(entry.function()), *entry.example())
 
 
 def module(forward: Callable[..., Tensor], **parts) -> nn.Module:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from torchmor.adapters import NetworkReductor, ODELayer
-from torchmor.experiments.accuracy import packed
-from torchmor.experiments.comparison import Row
-from torchmor.experiments.networks import RecurrentFunction
-from torchmor.experiments.results import NetworkResult, Showcase
-from torchmor.experiments.timing import Timing
+from torchmor.experiments.architectures.recurrent_ode import RecurrentFunction
+from torchmor.experiments.measure.accuracy import packed
+from torchmor.experiments.measure.comparison import Row
+from torchmor.experiments.measure.timing import Timing
+from torchmor.experiments.report.results import NetworkResult, Showcase
 
 SELECTIONS = {"pod-deim": "deim", "pod-qdeim": "qdeim", "pod-ei-greedy": "ei_greedy"}
 FULL_SOLVERS = ("1 Euler step", "2 Euler steps", "4 Euler steps", "1 midpoint step", "1 RK4 step")

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from catalogue import FUNCTIONS, traced
 from torchmor.adapters import ReducedODELayer
-from torchmor.adapters.arrays import to_tensor
-from torchmor.adapters.conversion import chain_to_module
-from torchmor.adapters.solve_settings import SolveSettings
+from torchmor.adapters.layers.arrays import to_tensor
+from torchmor.adapters.models.conversion import chain_to_module
+from torchmor.adapters.solving.solve_settings import SolveSettings
 from torchmor.engine.quadratics import factors
 from torchmor.engine.stages import Interpolation
 from torchmor.engine.tableaux import TABLEAUX

@@ -1,1 +1,1 @@
-"""Exporting reduced layers and networks: operators for other languages, graphs for other runtimes."""
+"""Files for other runtimes, from a reduced layer or network."""

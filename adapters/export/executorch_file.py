@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from torchmor.adapters.atomic import atomic_path
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.graph import announce, exportable, first_line, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
+from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.engine.errors import ExportError, MissingPackageError
 
 

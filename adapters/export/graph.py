@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
-from torchmor.adapters.reduced_layer import ReducedODELayer
-from torchmor.adapters.solve_settings import SolvingLayer
-from torchmor.adapters.solvers import is_fixed_step
+from torchmor.adapters.layers.reduced_layer import ReducedODELayer
+from torchmor.adapters.solving.runge_kutta import is_fixed_step
+from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.engine.errors import ExportError, ShapeError
 
 #: Options of a fixed-step method that are solved without torchdiffeq, which cannot be traced.

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchmor.adapters.atomic import atomic_path
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.graph import announce, exportable, first_line, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
+from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.engine.errors import ExportError
 
 

@@ -10,8 +10,8 @@ from torch.export import ExportedProgram
 
 from torchmor.adapters.export.operators import equation
 from torchmor.adapters.export.single_step import SingleStep
-from torchmor.adapters.reduced_layer import ReducedODELayer
-from torchmor.adapters.solve_settings import SolvingLayer
+from torchmor.adapters.layers.reduced_layer import ReducedODELayer
+from torchmor.adapters.solving.solve_settings import SolvingLayer
 
 #: Name of the note in a file's metadata.
 KEY = "torchmor"

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from torchmor.adapters.atomic import atomic_path
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.float64 import exact
 from torchmor.adapters.export.graph import announce, exportable, first_line, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
+from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.engine.errors import ExportError, MissingPackageError
 
 #: Version of ONNX's operators in exported files.

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from torchmor.adapters.arrays import to_array
-from torchmor.adapters.atomic import atomic_path
-from torchmor.adapters.chain_module import AffineModule, ChainModule
-from torchmor.adapters.reduced_layer import ReducedODELayer
+from torchmor.adapters.layers.arrays import to_array
+from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.layers.chain_module import AffineModule, ChainModule
+from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 
 
 def export_operators(layer: ReducedODELayer, path: str | os.PathLike) -> None:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchmor.adapters.atomic import atomic_path
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.graph import announce, exportable, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
+from torchmor.adapters.layers.atomic import atomic_path
 
 
 def export_program(module: nn.Module, path: str | os.PathLike, *example: Tensor, verbose: bool = True) -> Agreement:

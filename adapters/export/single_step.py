@@ -5,11 +5,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from torchmor.adapters.chain_module import ChainModule
 from torchmor.adapters.export.graph import check_steps
-from torchmor.adapters.reduced_layer import ReducedODELayer
-from torchmor.adapters.solve_settings import SolveSettings
-from torchmor.adapters.solvers import solve_fixed_step
+from torchmor.adapters.layers.chain_module import ChainModule
+from torchmor.adapters.layers.reduced_layer import ReducedODELayer
+from torchmor.adapters.solving.runge_kutta import solve_fixed_step
+from torchmor.adapters.solving.solve_settings import SolveSettings
 from torchmor.engine.errors import ExportError, InputError
 from torchmor.engine.grids import step_grid
 from torchmor.engine.tableaux import TABLEAUX

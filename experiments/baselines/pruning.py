@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from torchmor.adapters.calibration import Calibration, call_network, evaluation
-from torchmor.adapters.files import with_layers
-from torchmor.adapters.ode_layer import ODELayer, find_layer
+from torchmor.adapters.layers.ode_layer import ODELayer
+from torchmor.adapters.layers.placing import find_layer, with_layers
+from torchmor.adapters.networks.calibration import Calibration
+from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.engine.errors import SizeError, UnsupportedOperationError
-from torchmor.experiments.networks import RecurrentFunction
+from torchmor.experiments.architectures.recurrent_ode import RecurrentFunction
 
 #: Activations of at most this part of the largest one count as silent; of ReLU, only zeros do.
 SILENT = 0.01
@@ -39,7 +40,7 @@ def prune_neurons(
     name
         Name of its ODE layer, "" if it is the layer. The ODE function is ``nn.Sequential(affine, activation)``, the
         affine part nn.Linear or a convolution that keeps the shape, or a
-        :class:`~torchmor.experiments.networks.RecurrentFunction`.
+        :class:`~torchmor.experiments.architectures.recurrent_ode.RecurrentFunction`.
     calibration
         Inputs, as in :func:`~torchmor.adapters.reduce_network`.
     kept

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from torchmor.adapters.files import with_layers
-from torchmor.adapters.ode_layer import find_layer
+from torchmor.adapters.layers.placing import find_layer, with_layers
 from torchmor.engine.errors import SizeError, UnsupportedOperationError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from torchmor.adapters.files import with_layers
-from torchmor.adapters.ode_layer import find_layer
+from torchmor.adapters.layers.placing import find_layer, with_layers
 from torchmor.engine.errors import SizeError, UnsupportedOperationError
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

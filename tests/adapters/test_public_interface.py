@@ -113,7 +113,7 @@ def test_attributes_of_a_reduced_layer():
 
 
 def test_names():
-    names = {*SIGNATURES, "NetworkReductor", "ReducedODELayer"}
+    names = {*SIGNATURES, "NetworkReductor", "ReducedODELayer", "Steps"}
     assert set(adapters.__all__) == names == set(dir(adapters)) & set(adapters.__all__)
     assert adapters.__all__ == sorted(adapters.__all__)
     for name in adapters.__all__:

@@ -18,8 +18,8 @@ from pymor.operators.numpy import NumpyMatrixOperator
 from pymor.reductors.basic import InstationaryRBReductor
 
 from catalogue import CATALOGUE
-from torchmor.adapters.ode_layer import ODELayer
-from torchmor.adapters.pymor_models import full_order_model
+from torchmor.adapters.layers.ode_layer import ODELayer
+from torchmor.adapters.models.to_pymor import full_order_model
 from torchmor.engine.bases import pod as our_pod
 from torchmor.engine.operators import OdeFunctionOperator
 from torchmor.engine.points import interpolate

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from catalogue import CATALOGUE, GroupNormalised, traced, varied
-from torchmor.adapters.tracing import trace
+from torchmor.adapters.tracing.classifier import trace
 from torchmor.engine.errors import SizeError
 from torchmor.engine.explanation import Explanation
 from torchmor.engine.models import ode_layer_model

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from catalogue import module
-from torchmor.adapters.tracing import trace
+from torchmor.adapters.tracing.classifier import trace
 from torchmor.engine.bases import pod
 from torchmor.engine.fitting import Training, fit_chain
 from torchmor.engine.points import interpolate

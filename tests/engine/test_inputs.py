@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymor.analyticalproblems.functions import ConstantFunction, ExpressionFunction
 
-from torchmor.adapters.inputs import SampledSignal
+from torchmor.adapters.solving.signals import SampledSignal
 from torchmor.engine.errors import InputError
 from torchmor.engine.inputs import SampledInput, input_function
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from catalogue import CATALOGUE, traced
-from torchmor.adapters.tracing import trace
+from torchmor.adapters.tracing.classifier import trace
 from torchmor.engine import functions
 from torchmor.engine.expressions import Expression
 from torchmor.engine.fitting import Training, fit_chain

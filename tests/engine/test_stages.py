@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalogue import ACTIVATIONS, CASE_NAMES, CASES, CATALOGUE, FUNCTIONS, rows, traced
-from torchmor.adapters.ode_layer import OdeFunction
+from torchmor.adapters.layers.ode_layer import OdeFunction
 from torchmor.engine import functions
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import ShapeError

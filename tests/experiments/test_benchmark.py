@@ -8,9 +8,9 @@ from rich.console import Console
 from torch import nn
 
 from torchmor.experiments import benchmark
-from torchmor.experiments.floor import Machine, measure_machine, needs
-from torchmor.experiments.networks import CONVOLUTIONAL
-from torchmor.experiments.random_images import random_images
+from torchmor.experiments.data.random_images import random_images
+from torchmor.experiments.measure.floor import Machine, measure_machine, needs
+from torchmor.experiments.studies.networks import CONVOLUTIONAL
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install 'torchmor[export]'")
 

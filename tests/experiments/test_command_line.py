@@ -89,7 +89,7 @@ def test_what_goes_wrong_is_one_line(capsys, monkeypatch, raised, code, said):
     def fail(*arguments, **options):
         raise raised
 
-    monkeypatch.setattr("torchmor.experiments.saved_file.describe", fail)
+    monkeypatch.setattr("torchmor.experiments.inspect.saved_file.describe", fail)
     exit_code, out, err = run(capsys, "info", "any.safetensors")
     assert (exit_code, out) == (code, "")
     assert err.startswith(said)
@@ -100,6 +100,6 @@ def test_faults_of_ours_keep_their_traceback(monkeypatch):
     def fail(path):
         raise ValueError("a fault of ours")
 
-    monkeypatch.setattr("torchmor.experiments.saved_file.describe", fail)
+    monkeypatch.setattr("torchmor.experiments.inspect.saved_file.describe", fail)
     with pytest.raises(ValueError, match="a fault of ours"):
         main(["info", "any.safetensors"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from repository import ROOT
-from torchmor.adapters.operations import support_table
+from torchmor.adapters.tracing.operations import support_table
 
 README = (ROOT / "README.md").read_text()
 
@@ -43,7 +43,7 @@ def test_pymor_example_returns_to_torch(namespace):
 
 def test_support_table_is_the_one_of_the_code():
     shown = re.search(r"<!-- supported: begin -->\n(.*?)\n<!-- supported: end -->", README, re.DOTALL).group(1)
-    assert shown == support_table(), "run python -m torchmor.adapters.operations and paste what it prints"
+    assert shown == support_table(), "run python -m torchmor.adapters.tracing.operations and paste what it prints"
 
 
 @pytest.mark.parametrize("command", re.findall(r"^make (\w+)", README, re.MULTILINE))

@@ -6,7 +6,7 @@ import torch
 from networks import DOUBLE
 from reduced_entries import arguments_of, reduced_entry
 from torchmor.adapters import export_onnx, export_program, single_step
-from torchmor.adapters.inputs import SampledSignal
+from torchmor.adapters.solving.signals import SampledSignal
 from torchmor.engine.errors import ExportError, InputError
 from torchmor.engine.tableaux import TABLEAUX
 

@@ -1,0 +1,1 @@
+"""Modules that run in a network, full and reduced, and their files."""

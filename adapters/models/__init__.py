@@ -1,0 +1,1 @@
+"""A pyMOR model from a layer, and a layer from a pyMOR model."""

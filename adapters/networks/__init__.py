@@ -1,0 +1,1 @@
+"""The ODE layers, batches and costs of somebody's network."""

@@ -1,0 +1,87 @@
+"""Running somebody's network on a batch, and leaving no trace of it."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchmor.adapters.layers.mismatch import explain_mismatch
+from torchmor.adapters.networks.calibration import Batch
+from torchmor.engine.errors import CalibrationError, InputError, TorchmorError
+
+_LABELS = "if the batches hold labels, pass batch_to_inputs=lambda b: b[0]"
+
+
+@contextmanager
+def evaluation(network: nn.Module) -> Iterator[None]:
+    """Run a network in eval mode without gradients, and leave no trace of it.
+
+    Law: afterwards, and after an exception too, the training flag of every submodule, the buffers, and
+    torch's random state are what they were.
+    """
+    training = [(module, module.training) for module in network.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in network.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), torch.no_grad():
+        network.eval()
+        try:
+            yield
+        finally:
+            for module, flag in training:
+                module.training = flag
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def call_network(network: nn.Module, batch: Batch) -> Any:
+    """Return ``network(*batch.arguments)``.
+
+    Raises
+    ------
+    CalibrationError
+        The network does not take these arguments.
+    DtypeError, DeviceError
+        The arguments have another dtype or device than the network's parameters.
+    """
+    where = f"calibration batch {batch.index}"
+    try:
+        signature = inspect.signature(network.forward)
+    except (TypeError, ValueError):  # compiled and scripted modules may have none
+        signature = None
+    if signature is not None:
+        try:
+            signature.bind(*batch.arguments)
+        except TypeError as error:
+            raise CalibrationError(
+                f"expected arguments for {type(network).__name__}{signature}, got {len(batch.arguments)} in "
+                f"{where}: {_LABELS}"
+            ) from error
+    try:
+        return network(*batch.arguments)
+    except (TypeError, InputError) as error:
+        ours = isinstance(error, TorchmorError) and not isinstance(error, InputError)
+        if ours or len(batch.arguments) == 1:
+            raise
+        raise CalibrationError(
+            f"the network failed on the {len(batch.arguments)} arguments of {where}: {error}; {_LABELS}"
+        ) from error
+    except RuntimeError as error:
+        tensors = [argument for argument in batch.arguments if isinstance(argument, Tensor)]
+        explained = explain_mismatch(error, network, tensors, f"the arguments in {where}")
+        if explained is error and not isinstance(error, torch.OutOfMemoryError):
+            given = ", ".join(f"{tuple(tensor.shape)} of {tensor.dtype}" for tensor in tensors)
+            explained = CalibrationError(
+                f"the network failed on {where} ({given}): {error}; expected arguments that it can be called with; "
+                f"{_LABELS}"
+            )
+        raise explained from error

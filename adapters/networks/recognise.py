@@ -1,0 +1,233 @@
+"""`find_ode_layers`: which modules of a network solve ODEs, and whether they can be reduced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torchmor.adapters.layers.ode_layer import ODELayer
+from torchmor.adapters.layers.placing import copied
+from torchmor.adapters.layers.reduced_layer import ReducedODELayer
+from torchmor.adapters.layers.solved_block import CallForm
+from torchmor.adapters.models.to_pymor import full_order_model
+from torchmor.adapters.networks import torchdyn_layers
+from torchmor.adapters.networks.calibration import Batch
+from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, now, watched
+from torchmor.adapters.networks.stand_in import first_parts, solved_block
+from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
+from torchmor.adapters.solving.steps import solver_name
+from torchmor.engine.errors import CalibrationError, TorchmorError
+
+#: The share of run time is the median of so many passes.
+TIMED_PASSES = 3
+
+_HEADINGS = ("name", "kind", "ODE function", "state", "solver", "output", "evaluations", "time", "can be reduced")
+
+
+@dataclass(frozen=True)
+class FoundLayer:
+    """A module that solves an ODE.
+
+    Parameters
+    ----------
+    name
+        Its name in the network, as `reduce_network` takes it; "" for the network itself.
+    kind
+        "ODELayer", "torchdiffeq" for a module that calls it, or "torchdyn" for its NeuralODE.
+    function
+        Name of the ODE function's module in the network, or of its class or function if it is none of the network's.
+    state_shape
+        Shape of one sample's state.
+    solver
+        The solver in words.
+    output
+        What the module returns: "final", "trajectory", or which times in which order of axes; "" where it is unknown.
+    evaluations
+        Evaluations of the ODE function in one forward pass of the network.
+    time_share
+        Share of the solves in the network's run time, between 0 and 1.
+    obstacle
+        Why it cannot be reduced, and what to do; "" if it can.
+    """
+
+    name: str
+    kind: str
+    function: str
+    state_shape: tuple[int, ...]
+    solver: str
+    output: str
+    evaluations: int
+    time_share: float
+    obstacle: str
+
+    @property
+    def reducible(self) -> bool:
+        """Whether `reduce_network` takes it as it is."""
+        return not self.obstacle
+
+    def __str__(self):
+        return str(FoundLayers([self]))
+
+
+class FoundLayers(list):
+    """A list of :class:`FoundLayer` that prints as a table."""
+
+    def __str__(self):
+        if not self:
+            return "no module solves an ODE with torchdiffeq, torchdyn or ODELayer on these arguments"
+        rows = [_HEADINGS] + [
+            (
+                repr(one.name),
+                one.kind,
+                one.function,
+                "×".join(map(str, one.state_shape)),
+                one.solver,
+                one.output or "-",
+                str(one.evaluations),
+                f"{100 * one.time_share:.0f} %",
+                "yes" if one.reducible else "no",
+            )
+            for one in self
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join(lines + [f"{one.name!r}: {one.obstacle}" for one in self if one.obstacle])
+
+
+def find_ode_layers(network: nn.Module, *example: Any) -> list[FoundLayer]:
+    """List the modules of a network that solve ODEs, with what they cost and whether they can be reduced.
+
+    A copy of the network runs on the example in eval mode. Solves are found as they happen, so it does not matter how
+    torchdiffeq was imported or where it is called; a solve belongs to the innermost module whose forward is running.
+    Each is repeated outside of its module, and its ODE function traced, to see whether it can be reduced.
+
+    Parameters
+    ----------
+    network
+        The network; it is not changed.
+    *example
+        Arguments of one call, with at least two samples if possible.
+
+    Returns
+    -------
+    list
+        A :class:`FoundLayer` for each module, in the order in which they first solve; it prints as a table.
+
+    Raises
+    ------
+    CalibrationError
+        The network does not take these arguments.
+    """
+    sizes = [argument.shape[0] for argument in example if isinstance(argument, Tensor) and argument.ndim]
+    if not sizes:
+        raise CalibrationError(
+            "expected the arguments of one call of the network, with a Tensor (batch, …) among them, got "
+            f"{', '.join(type(argument).__name__ for argument in example) or 'none'}"
+        )
+    batch = Batch(example, np.arange(sizes[0]), 0)
+    scratch = copied(network).eval()
+    with evaluation(scratch):
+        passes = []
+        for part in first_parts(batch):
+            with watched(scratch) as calls:
+                call_network(scratch, part)
+            passes.append([call for call in calls if not isinstance(call.module, ReducedODELayer)])
+        by_name = {call.name: [one for found in passes for one in found if one.name == call.name] for call in passes[0]}
+        shares = _time_shares(scratch, batch, by_name)
+        return FoundLayers(
+            _found(scratch, name, by_name[name], _evaluations(passes[0], name), shares[name]) for name in by_name
+        )
+
+
+def _evaluations(calls: Sequence[ModuleCall], name: str) -> int:
+    return sum(solve.evaluations for call in calls if call.name == name for solve in call.solves)
+
+
+def _time_shares(network: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, float]:
+    shares: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(TIMED_PASSES if names else 0):
+        with watched(network, shares) as calls:
+            started = now()
+            call_network(network, batch)
+            total = now() - started
+        for name, found in shares.items():
+            found.append(sum(solve.seconds for call in calls if call.name == name for solve in call.solves) / total)
+    return {name: median(found) for name, found in shares.items()}
+
+
+def _found(network: nn.Module, name: str, calls: list[ModuleCall], evaluations: int, share: float) -> FoundLayer:
+    call, solve = calls[0], calls[0].solves[0]
+    module, func, output, obstacle, layer = call.module, solve.func, "", "", None
+    kind = "torchdyn" if torchdyn_layers.is_neural_ode(module) else "torchdiffeq"
+    batch_dims = 1
+    try:
+        if isinstance(module, ODELayer):
+            kind, func, layer, output = "ODELayer", module.func, module, module.output
+            _trace(layer, module, call)
+        else:
+            block = solved_block(name, calls)
+            layer, batch_dims, output = block.layer, block.form.batch_dims, _output_words(block.form)
+            _trace(layer, block, call)
+    except TorchmorError as error:
+        obstacle = str(error)
+    except Exception as error:  # of the user's code, at an example of another size: it must not hide the other layers
+        obstacle = f"its ODE function fails on part of the example ({type(error).__name__}: {error})"
+    y0 = solve.y0 if isinstance(solve.y0, Tensor) else solve.y0[0]
+    return FoundLayer(
+        name,
+        kind,
+        _function_name(network, func),
+        tuple(y0.shape[batch_dims:]),
+        _solver_words(call.module, solve, layer),
+        output,
+        evaluations,
+        share,
+        obstacle,
+    )
+
+
+def _trace(layer: ODELayer, module: nn.Module, call: ModuleCall) -> None:
+    """Trace the ODE function at the first states that the solver takes."""
+    seen: list[tuple[Tensor, Tensor | None]] = []
+
+    def observe(t, y, u):
+        if not seen:
+            seen.append((y[:4].clone(), None if u is None else u[:4].clone()))
+
+    with torch.no_grad(), layer.observe(observe):
+        module(*call.args, **call.kwargs)
+    full_order_model(layer, *seen[0])
+
+
+def _function_name(network: nn.Module, func: Any) -> str:
+    owner = func if isinstance(func, nn.Module) else getattr(func, "__self__", None)
+    for name, module in network.named_modules():
+        if module is owner and name:
+            return name if owner is func else f"{name}.{func.__name__}"
+    return getattr(func, "__qualname__", type(func).__name__).replace("<locals>.", "")
+
+
+def _solver_words(module: nn.Module, solve: SolveCall, layer: ODELayer | None) -> str:
+    words = solve.method if layer is None else solver_name(layer)
+    if torchdyn_layers.is_neural_ode(module):
+        words = f"torchdyn's {type(module.solver).__name__} as {words}"
+    if solve.method in ADAPTIVE_METHODS:
+        words += f", rtol {solve.rtol:g}, atol {solve.atol:g}"
+    return f"{words}, adjoint" if solve.adjoint else words
+
+
+def _output_words(form: CallForm) -> str:
+    if form.times_kept is None:
+        words = f"trajectory from state {form.times_skipped}" if form.times_skipped else "trajectory"
+    else:
+        words = "final" if form.times_kept == -1 else f"states {form.times_kept}"
+    words += "" if form.entries is None else f", entries {form.entries[0]} to {sum(form.entries) - 1}"
+    words += "" if form.axes is None else f", axes {form.axes}"
+    return f"(times, {words})" if form.times_returned else words

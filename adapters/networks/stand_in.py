@@ -1,0 +1,293 @@
+"""ODELayers in the place of modules that solve an ODE themselves, with torchdiffeq or torchdyn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from torchmor.adapters.layers.ode_layer import ODELayer, call_convention
+from torchmor.adapters.layers.placing import copied, find_layer
+from torchmor.adapters.layers.solved_block import AttributeFunction, SolvedBlock, source_of
+from torchmor.adapters.networks import torchdyn_layers
+from torchmor.adapters.networks.calibration import Batch
+from torchmor.adapters.networks.call_forms import ADVICE, call_form
+from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, watched
+from torchmor.engine.errors import InputError, TorchmorError, UnknownLayerError, UnsupportedOperationError
+from torchmor.engine.tableaux import OWN_METHODS
+
+#: A stand-in gives the module's values to so many units of rounding, or of tolerance where the solver is another.
+ALLOWED = 1e3
+ALLOWED_TOLERANCES = 10.0
+
+#: What the rest of the network can make of that, relative to its output: so many √eps, or so much with tolerances.
+ALLOWED_ROOTS, ALLOWED_OUTPUT = 10.0, 0.05
+
+_HIDDEN = (
+    "the ODE function, or what is done with its states, depends on something else than the time, the state and the "
+    "module's arguments: an input that is set from outside (name it: input_attribute='func.u'), random numbers "
+    "(dropout that stays on in eval mode), or a value of an earlier call"
+)
+
+
+def with_ode_layer(
+    network: nn.Module, name: str, batches: Any, input_attribute: str | None = None
+) -> tuple[nn.Module, str]:
+    """Return a network whose module of a name is an ODELayer, or has one inside, and the name of that layer.
+
+    Law: the network returned gives what `network` gives, to rounding, on the first batch and on a part of it;
+    torchdyn's adaptive solvers are reproduced to ten times their tolerances. A network that has an ODELayer there is
+    returned as it is; any other one is unchanged.
+
+    Parameters
+    ----------
+    network, name
+        The network, and the name of one of its modules: an ODELayer, or a module that calls torchdiffeq or is
+        torchdyn's NeuralODE.
+    batches
+        Batches of arguments of the network, of which the first is used.
+    input_attribute
+        Path from the module to the attribute that holds the input of its ODE function, a Tensor (batch, p) or a
+        callable of t.
+
+    Returns
+    -------
+    tuple
+        The network, and `name`, or ``f"{name}.layer"`` where the module does more than an ODELayer.
+
+    Raises
+    ------
+    UnknownLayerError
+        There is no module of this name, or it solves no ODE.
+    UnsupportedOperationError
+        The module cannot be replaced by an ODELayer; the message says why, and what to do.
+    """
+    module = dict(network.named_modules(remove_duplicate=False)).get(name)
+    if module is None or isinstance(module, ODELayer):
+        if input_attribute is not None and module is not None:
+            raise InputError(
+                f"expected no input_attribute for {name!r}, which is an ODELayer, got {input_attribute!r}: write its "
+                "function as f(t, y, u), and call layer(y0, u)"
+            )
+        find_layer(network, name)
+        return network, name
+    first = next(iter(batches))
+    scratch = copied(network).eval()  # and stays so: an ODE function may hold its modules where `eval` does not reach
+    target = dict(scratch.named_modules(remove_duplicate=False))[name]
+    first_name = next(key for key, one in scratch.named_modules() if one is target)  # a shared module has several
+    with evaluation(scratch):
+        attribute = None if input_attribute is None else (first_name, input_attribute)
+        with watched(scratch, input_attribute=attribute) as calls:
+            output, *_ = [call_network(scratch, part) for part in first_parts(first)]
+        own = [call for call in calls if call.module is target]
+        if not own:
+            elsewhere = dict.fromkeys(call.name for call in calls if not isinstance(call.module, ODELayer))
+            if elsewhere:
+                raise UnknownLayerError(
+                    f"expected the module in whose forward the ODE is solved, got {name!r}, a {type(module).__name__}: "
+                    f"the modules that solve one are {', '.join(map(repr, elsewhere))}"
+                )
+            find_layer(network, name)  # says which ODELayers there are
+        block = solved_block(name, own, input_attribute)
+    alone = block.form.plain and all(len(call.args) == 1 and not call.kwargs for call in own)
+    for attributes_used in (False, True):
+        stand_in = block.layer if alone and not attributes_used else _with_source(block, module, attributes_used)
+        replaced = copied(network, {id(module): stand_in.train(module.training)})
+        try:
+            _check_run(copied(replaced), first, output, name, own[0].solves[0].exact)
+            break
+        except AttributeError:  # the network uses more of the module than its forward: keep a copy of it
+            if attributes_used:
+                raise
+    return replaced, name if stand_in is block.layer else f"{name}.layer".removeprefix(".")
+
+
+def first_parts(batch: Batch) -> list[Batch]:
+    """Return a batch and the first half of it: what depends on other samples than its own differs between them."""
+    half = np.arange(batch.size) < batch.size // 2
+    return [batch, batch.select(half)] if batch.size > 1 else [batch]
+
+
+def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | None = None) -> SolvedBlock:
+    """Return a block around an ODELayer that does what a module did in some calls.
+
+    Parameters
+    ----------
+    name
+        Name of the module, for messages.
+    calls
+        Its calls.
+    input_attribute
+        Path of the attribute that holds the input, or None.
+
+    Raises
+    ------
+    UnsupportedOperationError
+        The module does more than its arguments, its states and an ODELayer can explain.
+    """
+    for call in calls:
+        _check(name, call)
+    first, solve = calls[0], calls[0].solves[0]
+    func = solve.func
+    form = call_form(name, calls, input_attribute)
+    if input_attribute is not None:
+        func = _attribute_function(first.module, func, input_attribute, solve.input)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a probe: the function may broadcast, and say so
+        batch_dims = 2 if form.input is None and input_attribute is None and _acts_on_rows(func, solve) else 1
+    form = replace(form, batch_dims=batch_dims)
+    layer = ODELayer(
+        func,
+        form.t,
+        method=solve.method,
+        rtol=solve.rtol,
+        atol=solve.atol,
+        options=solve.options,
+        adjoint=solve.adjoint and isinstance(func, nn.Module) and solve.method not in OWN_METHODS,
+        output="final" if form.times_kept == -1 else "trajectory",
+    )
+    block = SolvedBlock(layer, form, source_of(first.module, form))
+    _verify(name, block, calls)
+    return block
+
+
+def _with_source(block: SolvedBlock, module: nn.Module, attributes_used: bool) -> SolvedBlock:
+    """Return a block with what its form needs of the module, as it was before the calibration run."""
+    form = replace(block.form, attributes_used=attributes_used)
+    return SolvedBlock(block.layer, form, source_of(copied(module), form))
+
+
+def _check(name: str, call: ModuleCall) -> None:
+    """Refuse what no ODELayer does."""
+    if torchdyn_layers.is_neural_ode(call.module):
+        torchdyn_layers.check(call.module)
+    where = f"the module {name!r}" if name else "the network itself (its forward is the innermost that solves)"
+    if len(call.solves) > 1:
+        raise UnsupportedOperationError(
+            f"expected a module that solves one ODE in each call, got {len(call.solves)} solves in one call of "
+            f"{where}: {ADVICE}; it may be called many times"
+        )
+    solve = call.solves[0]
+    if solve.event:
+        raise UnsupportedOperationError(
+            f"expected a solve between given times, got one that stops at an event (event_fn) in {where}: torchmor "
+            "reduces solves of fixed length; reduce the parts between events as an ODELayer each, and keep the events "
+            "outside"
+        )
+    if not isinstance(solve.y0, Tensor):
+        raise UnsupportedOperationError(
+            f"expected a state that is one Tensor, got a tuple of {len(solve.y0)} in {where}, as continuous "
+            "normalising flows have it, whose second part is a log-density that needs the divergence of f: torchmor "
+            "reduces y' = f(t, y) alone; solve for the samples alone, or concatenate the parts to one Tensor"
+        )
+    if type(solve.func).__module__.partition(".")[0] == "torchcde":
+        raise UnsupportedOperationError(
+            f"expected an ODE function f(t, y), got that of torchcde in {where}, which reads the path X of its call: "
+            "write the neural CDE as f(t, y, u) with u = dX/dt, for F(y) u return (F(y) @ u[..., None])[..., 0], and "
+            "call ODELayer(f, t, …)(y0, X.derivative) instead of cdeint; reduce that layer"
+        )
+    if solve.y0.ndim < 2:
+        raise UnsupportedOperationError(
+            f"expected a state of shape (batch, …), got {tuple(solve.y0.shape)} in {where}: torchmor reduces ODEs that "
+            "treat the samples of a batch alike; give the state a batch dimension"
+        )
+    if solve.y0.numel() == 0 or len(solve.t) < 2:
+        raise UnsupportedOperationError(
+            f"expected a solve of at least one state over at least two times, got a state of shape "
+            f"{tuple(solve.y0.shape)} and {len(solve.t)} times in {where}: calibrate with other data"
+        )
+
+
+# -- the ODE function -----------------------------------------------------------------------------------------------
+
+
+def _acts_on_rows(func: Callable, solve: SolveCall) -> bool:
+    """Whether f acts on the last dimension of a state (samples, trajectories, size) alone."""
+    y0 = solve.y0
+    if y0.ndim != 3:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(3, *y0.shape[1:], generator=generator, dtype=torch.float64).to(y0)
+    arguments = call_convention(func)[0]
+    t = solve.t[0].to(y0)
+    try:
+        values = [func(part) if arguments == 1 else func(t, part) for part in (y, y.flatten(0, 1))]
+    except Exception:  # whatever the function says to a shape that it was not made for
+        return False
+    if values[0].shape != y.shape or values[1].shape != (y.shape[0] * y.shape[1], y.shape[2]):
+        return False
+    tolerance = 100 * torch.finfo(y.dtype).eps
+    return bool(torch.allclose(values[0].flatten(0, 1), values[1], rtol=tolerance, atol=tolerance))
+
+
+def _attribute_function(module: nn.Module, func: Callable, path: str, value: Any) -> AttributeFunction:
+    parent, _, attribute = path.rpartition(".")
+    owner = attrgetter(parent)(module) if parent else module
+    return AttributeFunction(func, owner, attribute, isinstance(value, Tensor), call_convention(func)[0])
+
+
+# -- what must be the same ------------------------------------------------------------------------------------------
+
+
+def _verify(name: str, block: SolvedBlock, calls: Sequence[ModuleCall]) -> None:
+    """Check that the block gives what the module gave."""
+    with evaluation(block):
+        for call in calls:
+            if block.form.input_attribute is not None:
+                parent, _, attribute = block.form.input_attribute.rpartition(".")
+                owner = attrgetter(parent)(block.source) if parent else block.source
+                setattr(owner, attribute, call.solves[0].input)
+            try:
+                output = block(*call.args, **call.kwargs)
+            except TorchmorError:
+                raise
+            except Exception as error:  # the function may fail in any way where it reads what is not there
+                raise UnsupportedOperationError(
+                    f"the solve of {name!r} fails when it is repeated outside of it ({type(error).__name__}: {error}): "
+                    f"{_HIDDEN}"
+                ) from error
+            expected, solve = call.output, call.solves[0]
+            if isinstance(expected, tuple):
+                expected, output = expected[-1], output[-1]
+            _equal(name, output, expected, solve)
+
+
+def _equal(name: str, output: Tensor, expected: Tensor, solve: SolveCall) -> None:
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    allowed = ALLOWED * torch.finfo(expected.dtype).eps * max(scale, 1e-30)
+    if not solve.exact:  # its coefficients are float32, and its steps its own
+        allowed = max(allowed, ALLOWED * torch.finfo(torch.float32).eps * scale)
+        if solve.method == "dopri5":
+            allowed = max(allowed, ALLOWED_TOLERANCES * (solve.atol + solve.rtol * scale))
+    same_shape = isinstance(output, Tensor) and output.shape == expected.shape
+    error = float((output - expected).abs().max()) if same_shape and expected.numel() else 0.0
+    if not same_shape or not error <= allowed:
+        how = f"by up to {error:.1e}, with values up to {scale:.1e} (allowed: {allowed:.1e})"
+        how = how if same_shape else "in shape"
+        raise UnsupportedOperationError(
+            f"the solve of {name!r}, repeated outside of it on the same arguments, differs {how}: {_HIDDEN}"
+        )
+
+
+def _check_run(replaced: nn.Module, batch: Batch, output: Any, name: str, exact: bool) -> None:
+    """Check that the network with a stand-in gives what the network gave; random numbers are the same in both."""
+    with evaluation(replaced):
+        found = call_network(replaced, batch)
+    for value, expected in zip(tree_leaves(found), tree_leaves(output), strict=True):
+        if isinstance(expected, Tensor) and expected.is_floating_point() and expected.isfinite().all():
+            error = float((value - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny))
+            allowed = ALLOWED_ROOTS * torch.finfo(expected.dtype).eps ** 0.5 if exact else ALLOWED_OUTPUT
+            if not error <= allowed:
+                raise UnsupportedOperationError(
+                    f"the network's output differs by {100 * error:.2g} % with an ODELayer in the place of {name!r}, "
+                    "which itself returns the same: the network reads an attribute that the module sets in its "
+                    f"forward; return it instead, or {ADVICE}"
+                )

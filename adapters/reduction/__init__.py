@@ -1,0 +1,1 @@
+"""A smaller network, from a network and calibration data."""

@@ -1,0 +1,351 @@
+"""Reductions of an ODE layer of a trained network, to any sizes, with one offline stage for all."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchmor.adapters.layers.arrays import to_tensor
+from torchmor.adapters.layers.ode_layer import ODELayer
+from torchmor.adapters.layers.placing import with_layers
+from torchmor.adapters.layers.reduced_layer import ReducedODELayer
+from torchmor.adapters.layers.solved_block import SolvedBlock
+from torchmor.adapters.models.conversion import chain_to_module
+from torchmor.adapters.models.to_pymor import full_order_model
+from torchmor.adapters.networks.calibration import Calibration
+from torchmor.adapters.networks.cost import OPERATIONS_PER_BYTE, run_cost
+from torchmor.adapters.networks.stand_in import with_ode_layer
+from torchmor.adapters.reduction.gradients import Objective, classes_objective, output_gradients, values_objective
+from torchmor.adapters.reduction.metrics import Metric, check_metric
+from torchmor.adapters.reduction.size_search import Candidate, choices, choose, solvers
+from torchmor.adapters.reduction.snapshots import Snapshots, collect_snapshots
+from torchmor.adapters.reduction.validation import HELD_OUT_SAMPLES, LabelledBatches, Validation
+from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, fixed_steps, set_solver, solved_by, solver_name
+from torchmor.engine.affine import AffineMap
+from torchmor.engine.errors import (
+    LittleGainWarning,
+    NotReducedWarning,
+    SizeError,
+    UnknownLayerError,
+    UnsupportedOperationError,
+)
+from torchmor.engine.explanation import Explanation, Trial
+from torchmor.engine.models import OdeLayerModel
+from torchmor.engine.reduction import SnapshotReductor
+from torchmor.engine.sizes import Size, check_request
+
+#: A reduced layer that costs more than the full one over this is warned about.
+LEAST_GAIN = 1.1
+
+
+class NetworkReductor:
+    """Reduces an ODE layer of a trained network to several sizes, with one offline stage for all.
+
+    Law: ``NetworkReductor(network, name, calibration, …).reduce(…)`` equals ``reduce_network(network, name,
+    calibration, …)``, whatever was reduced before. Snapshots, gradients and bases are computed when they are first
+    needed.
+
+    Parameters
+    ----------
+    network, name, calibration, metric, objective, validation, batch_to_inputs, batch_size, seed, progress,
+    input_attribute
+        As in :func:`~torchmor.adapters.reduce_network`.
+
+    Raises
+    ------
+    UnknownLayerError, CalibrationError, UnsupportedOperationError
+        As in :func:`~torchmor.adapters.reduce_network`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        calibration: Any,
+        *,
+        metric: Metric = "relative",
+        objective: Objective | None = None,
+        validation: Any = None,
+        batch_to_inputs: Callable[[Any], Any] | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        progress: bool = True,
+        input_attribute: str | None = None,
+    ):
+        _check_not_reduced(network, name)
+        calibration = Calibration(calibration, batch_size, batch_to_inputs, seed)
+        network, name = with_ode_layer(network, name, calibration, input_attribute)
+        self.network, self.name, self.seed, self.progress = network, name, seed, progress
+        self.metric, self.objective = check_metric(metric), objective
+        self._calibration, held_out = calibration.split(seed)
+        if metric == "accuracy" and validation is None:
+            raise ValueError(
+                'expected validation batches (inputs, labels) for metric="accuracy", got none: pass '
+                'validation=(inputs, labels), or use metric="agreement", which needs no labels'
+            )
+        self._full_trials: dict[Steps | None, Candidate] = {}
+        self._held_out = Validation(self._copy, name, _Unlabelled(held_out), HELD_OUT_SAMPLES)
+        if validation is None:
+            self._validation = self._held_out
+        elif metric == "accuracy":
+            batches = LabelledBatches(validation, batch_size, batch_to_inputs)
+            self._validation = Validation(self._copy, name, batches)
+        else:
+            batches = _Unlabelled(Calibration(validation, batch_size, batch_to_inputs, seed))
+            self._validation = Validation(self._copy, name, batches)
+
+    def reduce(
+        self,
+        *,
+        state_dim: Size = None,
+        points: Size | Sequence[Size] = None,
+        modes: Size | Sequence[Size] = None,
+        basis: str = "balanced",
+        selection: str = "omp",
+        fit: str = "least_squares",
+        energy_rtol: float | None = None,
+        max_loss: float | None = 0.005,
+        speedup: float | None = None,
+        solver: FixedSteps | Sequence | None = None,
+    ) -> nn.Module:
+        """Return a copy of the network with the layer reduced, as :func:`~torchmor.adapters.reduce_network` does.
+
+        Parameters
+        ----------
+        solver
+            Fixed steps of the reduced layer: None for the full layer's solver, or what the search finds; a method's
+            name, for steps from output time to output time, or for 1, 2 and 4 steps where sizes are searched; a pair
+            (method, number of steps) or :class:`~torchmor.adapters.solving.steps.Steps`.
+
+        All other parameters are those of :func:`~torchmor.adapters.reduce_network`.
+        """
+        solver = fixed_steps(solver)
+        state_dim, points, modes = check_request(state_dim, points, modes, basis, selection, fit, energy_rtol)
+        method = {"basis": basis, "selection": selection, "fit": fit}
+        sizes = {"state_dim": state_dim, "points": points, "modes": modes, "energy_rtol": energy_rtol, **method}
+        missing = None in (state_dim, *(points if isinstance(points, list) else [points]))
+        if energy_rtol is None and missing:
+            return self._searched(sizes, max_loss, speedup, method, solver)
+        small, reduction = self._reduced(sizes)
+        if solver is not None:
+            set_solver(small.get_submodule(self.name), solver)
+        return self._finished(small, reduction, method)
+
+    def _searched(self, sizes: dict[str, Any], max_loss, speedup, method, solver) -> nn.Module:
+        """Return the cheapest copy within a loss, or the best of those that are so much cheaper."""
+        tried = solvers(solver)
+        full = [self._full_trial(steps) for steps in dict.fromkeys((None, *COARSE, *tried))]
+        affordable = float("inf") if speedup is None else full[0].trial.cost / speedup
+        trials: list[Candidate] = []
+        for state_dim, points, least_cost in choices(sizes["state_dim"], sizes["points"], self._offline[3].chain):
+            if least_cost > affordable:
+                break
+            try:
+                small, _ = self._reduced({**sizes, "state_dim": state_dim, "points": points})
+            except SizeError:  # more than the calibration data spans
+                continue
+            for steps in tried:
+                trials.append(self._trial(small, steps, state_dim, points))
+                if speedup is None and (max_loss is None or trials[-1].trial.loss <= max_loss):
+                    affordable = min(affordable, trials[-1].trial.cost)
+        chosen = choose(trials, full, max_loss, speedup, self.metric)
+        small, reduction = self._reduced({**sizes, "state_dim": chosen.state_dim, "points": chosen.points})
+        if chosen.steps is not None:
+            set_solver(small.get_submodule(self.name), chosen.steps)
+        curve = tuple(candidate.trial for candidate in (*full, *trials))
+        return self._finished(small, reduction, method, curve, chosen.trial)
+
+    def _full_trial(self, steps: Steps | None) -> Candidate:
+        if steps not in self._full_trials:
+            self._full_trials[steps] = self._trial(self._copy, steps, None, None)
+        return self._full_trials[steps]
+
+    def _trial(self, network: nn.Module, steps: Steps | None, state_dim, points) -> Candidate:
+        network = solved_by(network, self.name, steps)
+        layer = network.get_submodule(self.name)
+        example = self._offline[1]
+        loss = self._validation.loss(self.metric, network)
+        name = solver_name(layer)
+        return Candidate(state_dim, points, steps, Trial(_words(state_dim, points), name, example.cost(layer), loss))
+
+    def _reduced(self, sizes: dict[str, Any]):
+        """Return a copy of the network with the layer reduced to these sizes, and the reduction."""
+        layer, example, _, reductor = self._offline
+        reduction = reductor.reduce(**sizes)
+        reduced = _reduced_layer(layer, reductor.fom, reduction, example)
+        return with_layers(self.network, {self.name: reduced}), reduction
+
+    def _finished(self, small, reduction, method, curve=(), chosen=None) -> nn.Module:
+        """Give a reduced network its explanation and record."""
+        layer, example, snapshots, reductor = self._offline
+        reduced = small.get_submodule(self.name)
+        operations = (_operations(layer.function, example), _operations(reduced.ode, example, reduced))
+        useless = all(part.reduced >= part.full for part in reduction.parts)
+        if useless:
+            warnings.warn(
+                f"nothing was reduced: state and stages keep their sizes {[part.full for part in reduction.parts]}; "
+                "ask for smaller state_dim or points, or a larger energy_rtol",
+                NotReducedWarning,
+                stacklevel=4,
+            )
+        reduced.explanation = Explanation(
+            parts=reduction.parts,
+            method=method,
+            solver=str(reduced.settings),
+            snapshots=len(snapshots),
+            samples=len(set(snapshots.sample)),
+            evaluations=max(snapshots.nfe),
+            operations=operations,
+            errors=self._held_out.errors(small),
+            metric=self.metric if isinstance(self.metric, str) else "a function",
+            curve=curve,
+            chosen=chosen,
+        )
+        if not useless:
+            self._check_gain(operations, reduced)
+        reduced.usual_distance = self._held_out.usual_distance(reduced)
+        reduced.record(
+            fom=reductor.fom,
+            bases=reduction.bases,
+            singular_values=reduction.singular_values,
+            points=reduction.points,
+        )
+        return small
+
+    def _check_gain(self, operations: tuple[int, int], reduced: ReducedODELayer) -> None:
+        """Warn if the reduced layer costs hardly less than the full one."""
+        costs = self._full_cost, self._offline[1].cost(reduced)
+        if operations[1] >= operations[0] or costs[1] * LEAST_GAIN > costs[0]:
+            warnings.warn(
+                f"this reduction does not pay: an evaluation of the ODE function takes {operations[1]:,} multiply-adds "
+                f"a sample, {operations[0]:,} before, and a forward pass of the layer costs {costs[1]:,.0f}, "
+                f"{costs[0]:,.0f} before (multiply-adds, and {OPERATIONS_PER_BYTE} for each byte written). State and "
+                "stages are small already: ask for smaller sizes, or take coarser steps of the full layer instead",
+                LittleGainWarning,
+                stacklevel=5,
+            )
+
+    @cached_property
+    def _full_cost(self) -> float:
+        layer, example = self._offline[:2]
+        return example.cost(layer)
+
+    @cached_property
+    def _copy(self) -> nn.Module:
+        return _copied(self.network)  # calibration moves counters and caches of a copy only
+
+    @cached_property
+    def _offline(self) -> tuple[ODELayer, _Example, Snapshots, SnapshotReductor]:
+        layer, example = self._copy.get_submodule(self.name), _Example()
+        with layer.observe(example):
+            snapshots = collect_snapshots(self._copy, self.name, self._calibration, progress=self.progress)
+        fom = full_order_model(layer, example.y, example.u)
+        u = None if example.u is None else snapshots.u
+        return layer, example, snapshots, SnapshotReductor(fom, snapshots.y, u, snapshots.t, self._gradients)
+
+    def _gradients(self):
+        generator = torch.Generator().manual_seed(self.seed)
+        classes = self.metric in ("agreement", "accuracy")
+        objective = self.objective or (classes_objective if classes else values_objective)(generator)
+        return output_gradients(self._copy, self.name, self._calibration, objective, progress=self.progress)
+
+
+class _Unlabelled:
+    """Batches of calibration data, with no labels."""
+
+    def __init__(self, calibration: Calibration):
+        self.calibration = calibration
+
+    def __iter__(self):
+        return ((batch, None) for batch in self.calibration)
+
+
+def _words(state_dim, points) -> str:
+    if state_dim is None:
+        return "full"
+    size = ", ".join(map(str, points)) if isinstance(points, list) else str(points)
+    return f"state {state_dim}, points {size}"
+
+
+def _check_not_reduced(network: nn.Module, name: str) -> None:
+    for value, kind in ((network, nn.Module), (name, str)):
+        if not isinstance(value, kind):
+            raise TypeError(
+                "expected reduce_network(network, name, calibration) with a module and the name of its ODE layer as "
+                f"in network.named_modules(), got {value!r}"
+            )
+    module = dict(network.named_modules(remove_duplicate=False)).get(name)
+    if isinstance(module.layer if isinstance(module, SolvedBlock) else module, ReducedODELayer):
+        raise UnknownLayerError(
+            f"expected an ODELayer as {name!r}, got a layer that is reduced already: reduce the original network "
+            "again, with other sizes"
+        )
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except RuntimeError as error:
+        raise UnsupportedOperationError(
+            f"expected a network that can be copied, got one that cannot ({error}): detach tensors that it keeps from "
+            "earlier calls"
+        ) from error
+
+
+@dataclass(eq=False)
+class _Example:
+    """Keeps some states, and their inputs, of the first evaluation of the ODE function."""
+
+    t: Tensor | None = None
+    y: Tensor | None = None
+    u: Tensor | None = None
+
+    def __call__(self, t, y, u):
+        if self.y is None:
+            self.t, self.y, self.u = t.clone(), y[:4].clone(), None if u is None else u[:4].clone()
+
+    def cost(self, layer: nn.Module) -> float:
+        """Return what a forward pass of the layer costs for a sample, with an input that stays as it is."""
+        return run_cost(layer, self.y) if self.u is None else run_cost(layer, self.y, lambda t: self.u)
+
+
+def _reduced_layer(layer: ODELayer, fom: OdeLayerModel, reduction, example: _Example) -> ReducedODELayer:
+    dtype, device = example.y.dtype, example.y.device
+    projected = "state" in reduction.bases
+    reduced = ReducedODELayer(
+        layer.settings,
+        tuple(example.y.shape[1:]),
+        chain_to_module(-reduction.rom.operator.chain, dtype, device),
+        reduction.bases["state"].shape[1] if projected else None,
+        "none" if example.u is None else "required",
+    )
+    if projected:
+        _fill(reduced.encode, reduction.rom.initial_data.encode)
+        _fill(reduced.decode, reduction.rom.output_functional.chain.output)
+    return reduced
+
+
+def _fill(linear: nn.Linear, affine: AffineMap) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(to_tensor(affine.linear, linear.weight.dtype, linear.weight.device))
+        linear.bias.copy_(to_tensor(affine.shift, linear.bias.dtype, linear.bias.device))
+
+
+def _operations(f: nn.Module, example: _Example, reduced: ReducedODELayer | None = None) -> int:
+    """Multiply–adds of the matrix products and convolutions of one evaluation for one sample."""
+    y, u = example.y[:1], None if example.u is None else example.u[:1]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        if reduced is None:
+            f = copy.deepcopy(f).eval()  # its own counters do not move
+            f(example.t, y, u)
+        else:
+            f(y.new_zeros(1, reduced.ode.state_size), u, example.t)
+    return counter.get_total_flops() // 2

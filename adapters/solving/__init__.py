@@ -1,0 +1,1 @@
+"""A solved ODE, from settings, steps and input signals."""

@@ -1,0 +1,1 @@
+"""The stage chain of an ODE function that is written in torch."""

@@ -1,0 +1,1 @@
+"""Networks to train, from the sizes of a data set."""

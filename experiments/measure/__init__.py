@@ -1,0 +1,1 @@
+"""Accuracy, time and cost of networks, as rows of a comparison."""

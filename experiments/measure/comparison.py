@@ -1,0 +1,308 @@
+"""An honest comparison: networks are candidates, and every candidate is measured alike."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchmor.adapters.layers.reduced_layer import ReducedODELayer
+from torchmor.adapters.solving.steps import Steps, solved_by, solver_name
+from torchmor.experiments.data.labelled import DataSet
+from torchmor.experiments.measure.accuracy import accuracy, packed, paired_interval, predict
+from torchmor.experiments.measure.methods import METHODS
+from torchmor.experiments.measure.surroundings import threads
+from torchmor.experiments.measure.timing import Timing, compare_times
+
+#: A network is adequate if its validation accuracy is at most this many points below the full network's.
+ADEQUATE_POINTS = 0.3
+
+#: Times are measured at these batch sizes.
+BATCHES = (1, 256)
+
+#: Every time is measured in turns with the full layer's at these steps: a yardstick against a machine that is now fast
+#: and now slow.
+YARDSTICK = Steps("midpoint", 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A network that is compared.
+
+    Parameters
+    ----------
+    method
+        How it was made: a key of :data:`~torchmor.experiments.measure.methods.METHODS`.
+    sizes
+        What its size is: "n" states, "r" reduced states, "m" points, "kept" neurons, "rank" of weights.
+    network
+        The network.
+    solver
+        Solver of its ODE layer; None is the layer's own.
+    offline_s
+        Seconds that it took to make the network.
+    """
+
+    method: str
+    sizes: Mapping[str, int]
+    network: nn.Module
+    solver: Steps | None = None
+    offline_s: float = 0.0
+
+    @property
+    def size(self) -> str:
+        """The size in words."""
+        return size_words(self.sizes)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is measured of a candidate. Accuracies are in percent, times of a forward pass in seconds.
+
+    Parameters
+    ----------
+    method, sizes
+        As in :class:`Candidate`.
+    solver
+        The solver in words; "none" without an ODE layer.
+    own_solver
+        Whether that is the layer's own.
+    evaluations
+        Evaluations of the ODE function in a forward pass of the largest batch.
+    parameters
+        Numbers that the ODE layer holds.
+    validation_accuracy, accuracy
+        Of the network on validation and test data.
+    agreement
+        Test samples that get the same class as from the full network with its own solver.
+    difference_interval
+        95 % interval of the difference of test accuracies to the full network with its own solver, in points.
+    layer, network
+        Times of the ODE layer, encoding and decoding included, and of the whole network, by batch size; empty if not
+        measured.
+    correct
+        Which test samples get the right class, :func:`~torchmor.experiments.measure.accuracy.packed`: to compare rows
+        in pairs.
+    offline_s
+        Seconds that it took to make the network; what several networks share counts for the first of them.
+    """
+
+    method: str
+    sizes: dict[str, int]
+    solver: str
+    own_solver: bool
+    evaluations: int
+    parameters: int
+    validation_accuracy: float
+    accuracy: float
+    agreement: float
+    difference_interval: tuple[float, float]
+    layer: dict[int, Timing]
+    network: dict[int, Timing]
+    correct: str = ""
+    offline_s: float = 0.0
+
+    @property
+    def ours(self) -> bool:
+        """Whether the method reduces the model's order."""
+        return METHODS[self.method].ours
+
+    @property
+    def size(self) -> str:
+        """The size in words."""
+        return size_words(self.sizes)
+
+    @property
+    def name(self) -> str:
+        """The row in words."""
+        words = METHODS[self.method].words
+        return words if self.method == "skipped" else f"{words}, {self.solver}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Row":
+        """Return the row that `to_json` made the data of."""
+        times = {
+            key: {int(batch): Timing(**timing) for batch, timing in data[key].items()} for key in ("layer", "network")
+        }
+        return cls(**{**data, **times, "difference_interval": tuple(data["difference_interval"])})
+
+
+class Measurement:
+    """Measures candidates against one full network, on one data set.
+
+    Parameters
+    ----------
+    full
+        The trained network with its own solver.
+    name
+        Name of the ODE layer in all networks.
+    data
+        Its test part is used here only.
+    repeats, budget_s
+        Of the timed calls, as in :func:`~torchmor.experiments.measure.timing.compare_times`.
+    timing_threads
+        Threads of the timed calls; everything else uses what torch is set to.
+    seed
+        Of the bootstrap and of the order of timed calls.
+    """
+
+    def __init__(
+        self,
+        full: nn.Module,
+        name: str,
+        data: DataSet,
+        *,
+        repeats: int = 15,
+        budget_s: float = 1.0,
+        timing_threads: int = 1,
+        seed: int = 0,
+    ):
+        self.full, self.name, self.data, self.seed = full, name, data, seed
+        self._timing = {"repeats": repeats, "budget_s": budget_s, "seed": seed}
+        self._threads = timing_threads
+        inputs = data.validation.inputs
+        self._inputs = inputs.repeat(-(-max(BATCHES) // len(inputs)), *[1] * (inputs.ndim - 1))[: max(BATCHES)]
+        self._yardstick = solved_by(full, name, YARDSTICK)
+        self._reference = predict(full, data.test.inputs)
+
+    def row(self, candidate: Candidate, *, timed: bool = True) -> Row:
+        """Measure a candidate.
+
+        Raises
+        ------
+        SolverError
+            Its ODE has no solution.
+        """
+        network = solved_by(candidate.network, self.name, candidate.solver)
+        layer = network.get_submodule(self.name)
+        skipped = isinstance(layer, nn.Identity)
+        predicted = self._reference if network is self.full else predict(network, self.data.test.inputs)
+        labels = self.data.test.labels
+        return Row(
+            method=candidate.method,
+            sizes=dict(candidate.sizes),
+            solver="none" if skipped else str(candidate.solver or solver_name(layer)),
+            own_solver=not skipped and candidate.solver is None,
+            evaluations=evaluations(network, self.name, self._inputs),
+            parameters=sum(parameter.numel() for parameter in layer.parameters()),
+            validation_accuracy=validation_accuracy(network, self.data),
+            accuracy=accuracy(predicted, labels),
+            agreement=accuracy(predicted, self._reference),
+            difference_interval=paired_interval(predicted, self._reference, labels, seed=self.seed),
+            layer=self._layer_times(network) if timed else {},
+            network=self._times(network, (self._inputs,), self._yardstick, (self._inputs,)) if timed else {},
+            correct=packed(predicted == labels),
+            offline_s=candidate.offline_s,
+        )
+
+    def _layer_times(self, network: nn.Module) -> dict[int, Timing]:
+        of_both = []
+        for whole in (network, self._yardstick):
+            of_both += [whole.get_submodule(self.name), layer_arguments(whole, self.name, self._inputs)]
+        return self._times(*of_both)
+
+    def _times(
+        self, module: nn.Module, arguments: Sequence[Tensor], yardstick: nn.Module, its_arguments: Sequence[Tensor]
+    ) -> dict[int, Timing]:
+        times = {}
+        with threads(self._threads):
+            for batch in BATCHES:
+                calls = {
+                    "candidate": _call(module, arguments, batch),
+                    "yardstick": _call(yardstick, its_arguments, batch),
+                }
+                found = compare_times(calls, **self._timing)
+                times[batch] = found["candidate"].against(found["yardstick"])
+        return times
+
+
+def size_words(sizes: Mapping[str, int]) -> str:
+    """Return the sizes of a candidate in words, like "r 16, m 32"."""
+    return ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+
+
+def validation_accuracy(network: nn.Module, data: DataSet) -> float:
+    """Return the accuracy on validation data, in percent: what choices are made by."""
+    return accuracy(predict(network, data.validation.inputs), data.validation.labels)
+
+
+def layer_arguments(network: nn.Module, name: str, inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return what a network hands to its ODE layer: the states (batch, …), and its inputs if it has any."""
+    seen: list[tuple[Tensor, ...]] = []
+    hook = network.get_submodule(name).register_forward_pre_hook(lambda layer, arguments: seen.append(arguments))
+    try:
+        with torch.no_grad():
+            network(inputs)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def evaluations(network: nn.Module, name: str, inputs: Tensor) -> int:
+    """Count the evaluations of the ODE function in one forward pass."""
+    layer = network.get_submodule(name)
+    if isinstance(layer, nn.Identity):
+        return 0
+    count = 0
+
+    def counted(*_):
+        nonlocal count
+        count += 1
+
+    function = layer.ode if isinstance(layer, ReducedODELayer) else layer.func
+    hook = function.register_forward_hook(counted)
+    try:
+        with torch.no_grad():
+            network(inputs)
+    finally:
+        hook.remove()
+    return count
+
+
+def adequate(row: Row, reference: Row) -> bool:
+    """Whether a row's validation accuracy is within 0.3 points of the full network's."""
+    return row.validation_accuracy >= reference.validation_accuracy - ADEQUATE_POINTS
+
+
+def cheapest_full(rows: Sequence[Row]) -> Row:
+    """Return the fastest adequate full network at the largest batch: what a reduction has to beat."""
+    return min((row for row in rows if row.method == "full" and adequate(row, rows[0])), key=layer_wall_s)
+
+
+def best_reduced(rows: Sequence[Row]) -> Row:
+    """Return the fastest adequate reduced network; without one, the most accurate on validation data."""
+    reduced = [row for row in rows if row.ours]
+    good = [row for row in reduced if adequate(row, rows[0])]
+    return min(good, key=layer_wall_s) if good else max(reduced, key=lambda row: row.validation_accuracy)
+
+
+def on_one_yardstick(rows: Sequence[Row]) -> list[Row]:
+    """Return timed rows with their times scaled to one time of the yardstick, the median of all.
+
+    A machine that is slower for a while is slower for the yardstick too.
+    """
+
+    def scaled(key: str, row: Row) -> dict[int, Timing]:
+        return {batch: timing.scaled(medians[key][batch]) for batch, timing in getattr(row, key).items()}
+
+    medians = {
+        key: {batch: statistics.median(getattr(row, key)[batch].yardstick_s for row in rows) for batch in BATCHES}
+        for key in ("layer", "network")
+    }
+    return [replace(row, layer=scaled("layer", row), network=scaled("network", row)) for row in rows]
+
+
+def layer_wall_s(row: Row, batch: int = max(BATCHES)) -> float:
+    """Return the time of a row's ODE layer."""
+    return row.layer[batch].wall_s
+
+
+def _call(module: nn.Module, arguments: Sequence[Tensor], batch: int) -> Callable[[], Tensor]:
+    part = [argument[:batch] for argument in arguments]
+    return lambda: module(*part)

@@ -1,0 +1,114 @@
+"""Wall times, measured so that they can be compared."""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchmor.experiments.measure.progress import Progress
+
+#: Rounds before those that count.
+WARM_UP = 2
+
+#: Rounds that count even when they take longer than the budget.
+FEWEST = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall times of repeated calls, in seconds.
+
+    Parameters
+    ----------
+    wall_s
+        Median.
+    low_s, high_s
+        Quartiles.
+    repeats
+        Number of calls.
+    threads
+        Threads of torch.
+    yardstick_s
+        Median of another call, always the same one, timed in turns with these.
+    """
+
+    wall_s: float
+    low_s: float
+    high_s: float
+    repeats: int
+    threads: int
+    yardstick_s: float | None = None
+
+    def against(self, yardstick: "Timing") -> "Timing":
+        """Return these times with those of the yardstick that was timed in turns with them."""
+        return replace(self, yardstick_s=yardstick.wall_s)
+
+    def scaled(self, yardstick_s: float) -> "Timing":
+        """Return these times as they would be if the yardstick had taken so long."""
+        factor = yardstick_s / self.yardstick_s
+        times = {key: factor * getattr(self, key) for key in ("wall_s", "low_s", "high_s")}
+        return replace(self, **times, yardstick_s=yardstick_s)
+
+
+def compare_times(
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int = 15,
+    budget_s: float = math.inf,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Timing]:
+    """Time several calls in one process, interleaved: what disturbs the machine disturbs all of them.
+
+    Each round makes every call once, in an order of its own, without gradients and garbage collection. On a GPU, a call
+    ends when its work is done.
+
+    Parameters
+    ----------
+    calls
+        Name → call without arguments.
+    repeats
+        Rounds that count; two more before them warm up.
+    budget_s
+        No further round begins after so many seconds, once there are three.
+    seed
+        Of the orders.
+    progress
+        Told of each round.
+    """
+    names = list(calls)
+    order = np.random.default_rng(seed)
+    walls: dict[str, list[float]] = {name: [] for name in names}
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.no_grad():
+            begin = time.perf_counter()
+            for repeat in range(WARM_UP + repeats):
+                if repeat >= WARM_UP + FEWEST and time.perf_counter() - begin > budget_s:
+                    break
+                for i in order.permutation(len(names)):
+                    wait()
+                    start = time.perf_counter()
+                    calls[names[i]]()
+                    wait()
+                    if repeat >= WARM_UP:
+                        walls[names[i]].append(time.perf_counter() - start)
+                if progress is not None:
+                    progress.advance()
+    finally:
+        if collects:
+            gc.enable()
+    return {name: _timing(values) for name, values in walls.items()}
+
+
+def _timing(values: list[float]) -> Timing:
+    low, high = np.quantile(values, (0.25, 0.75))
+    return Timing(statistics.median(values), float(low), float(high), len(values), torch.get_num_threads())

@@ -1,0 +1,1 @@
+"""Tables, pictures, findings and reports, from the rows of a comparison."""

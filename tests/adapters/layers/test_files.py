@@ -1,0 +1,458 @@
+"""`save` and `load`: the same bits anywhere, and clear errors for anything that is not such a file."""
+
+import copy
+import functools
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from networks import DOUBLE, NETWORKS, Tanh, chain, dense
+from torchmor.adapters import ODELayer, ReducedODELayer, load, reduce_network, save
+from torchmor.adapters.layers import files
+from torchmor.adapters.layers.files import FORMAT, VERSION, read
+from torchmor.engine.errors import FileFormatError, NoRecordError, UnknownLayerError
+
+TESTS = Path(__file__).resolve().parents[2]
+SIZES = {"state_dim": 4, "points": 5}
+networks = pytest.mark.parametrize("name", NETWORKS)
+
+
+def reduced(name="dense"):
+    return copy.deepcopy(reduced_once(name))
+
+
+@functools.cache
+def reduced_once(name):
+    entry = NETWORKS[name]
+    return reduce_network(entry.network(), entry.layer, entry.batch(), **entry.sizes)
+
+
+def state_of(layer, batch=3):
+    y0 = torch.randn(batch, *layer.state_shape, **DOUBLE).to(layer.ode.output.weight.dtype)
+    return (y0,) if layer.input_use == "none" else (y0, lambda t: torch.stack([t, t.cos()]).expand(batch, 2))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a folder with spaces" / "small.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def folder(path):
+    path.parent.mkdir()
+
+
+@pytest.fixture
+def saved(path):
+    """A saved network, as bytes."""
+    save(reduced(), path)
+    return path.read_bytes()
+
+
+def run(code, *arguments, python_path=""):
+    environment = os.environ | {"PYTHONPATH": str(python_path)}
+    command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# -- the same bits --------------------------------------------------------------------------------------------------
+
+
+@networks
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_same_bits(name, dtype, path):
+    """Law: the loaded layer, and the network with it, return the same bits as the saved ones."""
+    entry = NETWORKS[name]
+    small = reduced(name).to(dtype)
+    layer = small.get_submodule(entry.layer)
+    save(small, path)
+    loaded = load(path)
+    assert type(loaded) is ReducedODELayer
+    arguments = state_of(layer)
+    assert torch.equal(loaded(*arguments), layer(*arguments))
+    assert loaded.settings == layer.settings and loaded.state_shape == layer.state_shape
+    assert repr(loaded) == repr(layer) and str(loaded.explain()) == str(layer.explain())
+    if entry.layer:
+        original = entry.network().to(dtype)
+        network = load(path, network=original)
+        arguments = tuple(argument.to(dtype) for argument in entry.batch(3, seed=9))
+        assert torch.equal(network(*arguments), small(*arguments))
+        assert isinstance(original.get_submodule(entry.layer), ODELayer), "the network passed in is not changed"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision(dtype, path):
+    small = reduced().to(dtype)
+    save(small.ode, path)
+    (y0,) = state_of(small.ode)
+    assert load(path).ode.output.weight.dtype == dtype and torch.equal(load(path)(y0), small.ode(y0))
+
+
+def test_layer_alone(path):
+    layer = reduced("layer alone")
+    save(layer, str(path))
+    (y0,) = state_of(layer)
+    assert torch.equal(load(str(path))(y0), layer(y0))
+    with pytest.raises(UnknownLayerError, match=r"file of a whole network, got a layer alone .* place it yourself"):
+        load(path, network=NETWORKS["dense"].network())
+
+
+def test_trained_layer_is_saved_as_it_is(path):
+    layer = reduced().ode
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(1.5)
+    layer.method, layer.options, layer.t = "midpoint", {"step_size": 0.1}, (1.0, 0.3, 0.0)
+    save(layer, path)
+    loaded = load(path)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), layer.parameters(), strict=True))
+    assert (loaded.method, loaded.options, loaded.t) == ("midpoint", {"step_size": 0.1}, (1.0, 0.3, 0.0))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"options": {"jump_t": torch.tensor([0.25, 0.5]), "max_num_steps": 1000}},
+        {"options": {"first_step": np.float64(0.1), "safety": np.float32(0.5), "max_num_steps": np.int64(99)}},
+        {"t": torch.linspace(0, 1, 4), "rtol": np.float64(1e-4), "atol": torch.tensor(1e-5)},
+    ],
+)
+def test_settings_of_numpy_and_torch_numbers(settings, path):
+    (x,) = NETWORKS["dense"].batch()
+    small = reduce_network(dense(method="dopri5", **settings).double(), "ode", x, **SIZES)
+    save(small, path)
+    (y0,) = state_of(small.ode)
+    assert torch.equal(load(path)(y0), small.ode(y0))
+
+
+def test_loaded_layer_can_be_trained_and_saved_again(saved, path):
+    layer = load(path)
+    layer(*state_of(layer)).sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+    again = path.with_name("again")
+    save(layer, again)
+    assert torch.equal(load(again).decode.weight, layer.decode.weight)
+    with pytest.raises(NoRecordError, match="loaded from a file"):
+        _ = layer.bases
+    assert layer.rom.solution_space.dim == 4
+
+
+def test_loaded_layer_does_not_live_in_the_file(saved, path):
+    layer = load(path)
+    before = layer.decode.weight.clone()
+    with path.open("r+b") as file:
+        file.write(b"\0" * len(saved))
+    assert torch.equal(layer.decode.weight, before)
+
+
+# -- networks -------------------------------------------------------------------------------------------------------
+
+
+def test_several_layers(path):
+    a, b = ODELayer(Tanh(10), method="rk4"), ODELayer(Tanh(10), method="heun2")
+    network, (x,) = chain(stem=nn.Linear(5, 10), a=a, b=b).double(), NETWORKS["dense"].batch()
+    small = reduce_network(reduce_network(network, "a", x, **SIZES), "b", x, state_dim=3, points=4)
+    save(small, path)
+    assert torch.equal(load(path, network=network)(x), small(x))
+    with pytest.raises(UnknownLayerError, match=r"one reduced layer, got 'a', 'b' .*load\(path, network=network\)"):
+        load(path)
+
+
+def test_shared_layers_and_tied_weights_stay_so(path):
+    for name in ("called twice", "tied weights"):
+        save(reduced(name), path)
+        loaded = load(path, network=NETWORKS[name].network())
+        if name == "called twice":
+            assert loaded.ode is loaded.again and isinstance(loaded.ode, ReducedODELayer)
+        else:
+            assert loaded.head is loaded.stem and loaded.shift.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_training_flags_are_those_of_the_network(path):
+    save(reduced(), path)
+    network = NETWORKS["dense"].network().train()
+    network.ode.eval()
+    loaded = load(path, network=network)
+    assert loaded.training and loaded.stem.training and not loaded.ode.training
+
+
+def test_saved_dtype_wins(path):
+    small = reduced()
+    save(small, path)
+    (x,) = NETWORKS["dense"].batch(3)
+    assert torch.equal(load(path, network=NETWORKS["dense"].network().float())(x), small(x))
+
+
+def test_network_that_does_not_fit(path):
+    save(reduced(), path)
+    other = chain(stem=nn.Linear(6, 10), ode=ODELayer(Tanh(10)), head=nn.Linear(10, 3))
+    with pytest.raises(UnknownLayerError, match=r"is not the one that was saved(.|\n)*size mismatch for stem.weight"):
+        load(path, network=other)
+    with pytest.raises(UnknownLayerError, match="expected a network with a module 'ode', got one without"):
+        load(path, network=nn.Linear(2, 2))
+    with pytest.raises(UnknownLayerError, match=r'Unexpected key.*"head'):
+        load(path, network=chain(stem=nn.Linear(5, 10), ode=ODELayer(Tanh(10))))
+
+
+# -- what is in the file --------------------------------------------------------------------------------------------
+
+
+def test_file_is_safetensors_and_json_and_nothing_else(saved, path):
+    length = int.from_bytes(saved[:8], "little")
+    header = json.loads(saved[8 : 8 + length])
+    metadata = header.pop("__metadata__")
+    assert list(metadata) == ["torchmor"]
+    config = json.loads(metadata["torchmor"])
+    assert config["format"] == FORMAT and config["version"] == VERSION == 1 and set(config["layers"]) == {"ode"}
+    ends = [entry["data_offsets"][1] for entry in header.values()]
+    assert len(saved) == 8 + length + max(ends), "the rest is the tensors' bytes"
+    assert {entry["dtype"] for entry in header.values()} == {"F64"}
+    config, tensors = read(path)
+    assert config["layers"]["ode"]["state_dim"] == 4 and set(tensors) == set(reduced().state_dict())
+
+
+def test_same_layer_gives_the_same_file(saved, path):
+    save(reduced(), path)
+    assert path.read_bytes() == saved
+
+
+def test_permissions_respect_the_umask(saved, path):
+    umask = os.umask(0o027)
+    try:
+        save(reduced(), path)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+ALONE = """
+import sys
+import torch, safetensors.torch
+from torchmor.adapters import load
+
+layer = load(sys.argv[1])
+tensors = safetensors.torch.load_file(sys.argv[2])
+assert torch.equal(layer(tensors["y0"]), tensors["y"])
+assert "tanh" in str(layer.explain())
+heavy = {name.partition(".")[0] for name in sys.modules} & {"pymor", "scipy", "torchdiffeq", "networks", "pickle5"}
+assert not heavy, heavy
+print("fine")
+"""
+WITH_NETWORK = """
+import sys
+import torch, safetensors.torch
+from networks import NETWORKS
+from torchmor.adapters import load
+
+entry = NETWORKS[sys.argv[3]]
+network = load(sys.argv[1], network=entry.network())
+tensors = safetensors.torch.load_file(sys.argv[2])
+assert torch.equal(network(tensors["y0"]), tensors["y"])
+print("fine")
+"""
+
+
+def test_in_a_new_process_without_the_network(path):
+    """Loading and running a fixed-step layer imports torch and safetensors: no pyMOR, SciPy or torchdiffeq."""
+    small = reduced()
+    save(small, path)
+    (y0,) = state_of(small.ode)
+    tensors = path.with_name("tensors")
+    safetensors.torch.save_file({"y0": y0, "y": small.ode(y0).detach()}, tensors)
+    assert run(ALONE, path, tensors) == "fine\n"
+
+
+@pytest.mark.parametrize("name", ["dense, adaptive"])
+def test_in_a_new_process_with_the_network(name, path):
+    small, (x,) = reduced(name), NETWORKS[name].batch(3)
+    save(small, path)
+    tensors = path.with_name("tensors")
+    safetensors.torch.save_file({"y0": x, "y": small(x).detach()}, tensors)
+    assert run(WITH_NETWORK, path, tensors, name, python_path=TESTS) == "fine\n"
+
+
+# -- what cannot be saved -------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_save(path):
+    for module in (NETWORKS["dense"].network(), nn.Linear(2, 2)):
+        with pytest.raises(UnknownLayerError, match="without: reduce it with reduce_network first"):
+            save(module, path)
+    assert not path.exists()
+
+
+def test_functions_among_the_options(path):
+    small = reduced("dense, adaptive")
+    small.ode.options = {"norm": torch.linalg.vector_norm}
+    with pytest.raises(ValueError, match=r"got options\['norm'\] = .*cannot be saved: remove it before saving"):
+        save(small, path)
+    assert os.listdir(path.parent) == []
+
+
+def test_state_that_is_no_tensor(path):
+    class Stateful(nn.Identity):
+        def get_extra_state(self):
+            return {"anything": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    small = chain(extra=Stateful(), ode=reduced().ode)
+    with pytest.raises(ValueError, match=r"tensors in the network's state, got a dict as 'extra\._extra_state'"):
+        save(small, path)
+    assert os.listdir(path.parent) == []
+
+
+@pytest.mark.parametrize("crash", [OSError("no space left"), KeyboardInterrupt(), RuntimeError("half")])
+def test_crash_while_writing_leaves_the_old_file(saved, path, monkeypatch, crash):
+    def half(tensors, temporary, metadata):
+        Path(temporary).write_bytes(b"half of it")
+        raise crash
+
+    monkeypatch.setattr(files, "save_file", half)
+    with pytest.raises(type(crash)):
+        save(reduced(), path)
+    assert path.read_bytes() == saved and os.listdir(path.parent) == [path.name]
+
+
+def test_missing_folder(path):
+    with pytest.raises(FileNotFoundError):
+        save(reduced(), path.parent / "missing" / "file")
+
+
+# -- what cannot be loaded ------------------------------------------------------------------------------------------
+
+
+def test_missing_file(path):
+    with pytest.raises(FileNotFoundError, match=r"small\.safetensors"):
+        load(path)
+    with pytest.raises(IsADirectoryError):
+        load(path.parent)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, 0.3, 0.6, 0.95, -1])
+def test_truncated_file(saved, path, length):
+    path.write_bytes(saved[: int(length * len(saved)) if isinstance(length, float) else length])
+    with pytest.raises(FileFormatError, match=r"expected a whole safetensors file, got '.*', which is truncated or of"):
+        load(path)
+
+
+def test_one_altered_bit_anywhere(saved, path):
+    generator = np.random.default_rng(0)
+    length = int.from_bytes(saved[:8], "little")
+    places = [*range(16), *generator.integers(8, 8 + length, 80), *generator.integers(8 + length, len(saved), 30)]
+    for place in places:
+        altered = bytearray(saved)
+        altered[place] ^= 1 << int(generator.integers(8))
+        path.write_bytes(altered)
+        with pytest.raises(FileFormatError):
+            load(path)
+
+
+def test_altered_number(saved, path):
+    altered = bytearray(saved)
+    altered[-1] ^= 1
+    path.write_bytes(altered)
+    with pytest.raises(FileFormatError, match=r"was altered after it was saved: its checksum does not fit; copy it"):
+        load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", np.random.default_rng(0).bytes(3000), b"PK\x03\x04" + bytes(100)])
+def test_file_of_another_kind(path, content):
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match="of another kind"):
+        load(path)
+
+
+def test_pickles_are_not_read(path):
+    torch.save(reduced(), path)
+    with pytest.raises(FileFormatError, match="of another kind"):
+        load(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_foreign_safetensors_file(path, metadata):
+    safetensors.torch.save_file({"weight": torch.zeros(2)}, path, metadata)
+    with pytest.raises(FileFormatError, match="expected a file written by torchmor's save, got the safetensors file"):
+        load(path)
+
+
+def forge(path, change):
+    """Write a file with a configuration or tensors that `save` does not write, and a checksum that fits."""
+    config, tensors = read(path)
+    tensors = dict(tensors)
+    config = change(config, tensors) or config
+    if isinstance(config, dict):
+        config["sha256"] = files._digest(config, tensors)
+    safetensors.torch.save_file(tensors, path, {"torchmor": json.dumps(config)})
+
+
+def changed(*keys, **values):
+    def change(config, tensors):
+        for key in keys:
+            config = config[key]
+        config.update(values)
+
+    return change
+
+
+FUNCTION = {"function": "os.system", "operands": ["%0"], "parameters": {}}
+FORGED = {
+    "newer": (changed(version=2), "expected format version 1, got 2 in .*: update torchmor to read it"),
+    "older": (changed(version=0), "got 0 in .*: save it again with this torchmor"),
+    "no version": (changed(version="x"), "configuration .* is damaged"),
+    "no layers": (changed(layers={}), "no layers"),
+    "layers of another type": (changed(layers=[1]), "no layers"),
+    "layer of another type": (changed("layers", ode=None), "layer 'ode' is damaged"),
+    "other sizes": (changed("layers", "ode", state_dim=5), "layer 'ode' is damaged"),
+    "other shape": (changed("layers", "ode", state_shape=[3]), "size mismatch"),
+    "huge": (changed("layers", "ode", state_shape=[10**15]), "damaged"),
+    "other method": (changed("layers", "ode", "settings", method="magic"), "expected method to be one of"),
+    "other setting": (changed("layers", "ode", "settings", magic=1), "damaged"),
+    "other function": (
+        changed("layers", "ode", "ode", expressions=[{"arity": 1, "instructions": [FUNCTION]}]),
+        "expected a primitive, got 'os.system'",
+    ),
+    "other explanation": (changed("layers", "ode", explanation={"a": 1}), "damaged"),
+    "list": (lambda config, tensors: [1], "damaged"),
+    "missing tensor": (lambda config, tensors: tensors.__delitem__("ode.encode.weight"), "Missing key"),
+    "another tensor": (lambda config, tensors: tensors.update({"ode.x": torch.ones(1)}), "Unexpected key"),
+    "tensor of another type": (
+        lambda config, tensors: tensors.update({"ode.ode.output.weight": torch.ones(4, 5, dtype=torch.int64)}),
+        "damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_file_that_save_did_not_write(saved, path, case):
+    change, text = FORGED[case]
+    forge(path, change)
+    with pytest.raises(FileFormatError, match=text):
+        load(path)
+
+
+def test_network_that_is_reduced_already_is_a_fit(path):
+    save(reduced(), path)
+    again = load(path, network=reduced())
+    assert isinstance(again.ode, ReducedODELayer)
+
+
+@pytest.mark.gpu
+def test_gpu(path):
+    small, (x,) = reduced(), NETWORKS["dense"].batch(3)
+    save(small.cuda(), path)
+    network = load(path, network=NETWORKS["dense"].network().cuda())
+    assert not any(parameter.is_cuda for parameter in network.parameters())
+    torch.testing.assert_close(network(x), small(x.cuda()).cpu())
