@@ -24,10 +24,13 @@ test: lint ## Run all that CI runs: lint, then every test
 test-export: $(INSTALLED) ## Export every catalogue entry to every target (half an hour)
 	$(BIN)/pytest -n 2 -m '' tests/adapters/export
 
-lint: $(INSTALLED) ## Check style, formatting and the dependency rules
+lint: $(INSTALLED) ## Check style, formatting, the dependency rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	@mkdir -p build/types/torchmor
+	@for folder in engine adapters experiments; do ln -sfn "../../../$$folder" build/types/torchmor/$$folder; done
+	$(BIN)/mypy
 
 bench: $(INSTALLED) ## Measure speed and memory on this machine
 	$(BIN)/python -m torchmor.experiments.benchmark

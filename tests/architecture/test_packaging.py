@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from repository import FOLDERS, PYPROJECT, ROOT, modules
+from repository import FOLDERS, PYPROJECT, ROOT
 
 PROJECT = PYPROJECT["project"]
 REQUIREMENTS = [
@@ -35,7 +35,7 @@ def test_torchmor_is_a_namespace():
     assert not (ROOT / "__init__.py").exists()
 
 
-def test_wheel_holds_every_module(tmp_path):
+def test_wheel_holds_every_file(tmp_path):
     """Built from a copy: a leftover ``build/lib`` would leak deleted modules."""
     source = tmp_path / "a source"
     source.mkdir()
@@ -51,7 +51,9 @@ def test_wheel_holds_every_module(tmp_path):
     (wheel,) = tmp_path.glob("torchmor-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert files == {f"torchmor/{path.relative_to(ROOT).as_posix()}" for path in modules()}
+    here = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts)
+    assert files == {f"torchmor/{path.relative_to(ROOT).as_posix()}" for path in here if path.is_file()}
+    assert {f"torchmor/{folder}/py.typed" for folder in FOLDERS} < files
 
 
 def test_version_is_the_distributions():
