@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sps
@@ -187,6 +188,17 @@ class AffineMap:
         return np.split(stacked, np.cumsum(self.sizes)[:-1])
 
 
+def dense(matrix: np.ndarray | sps.sparray) -> np.ndarray:
+    """Return a matrix as an array."""
+    return matrix.toarray() if sps.issparse(matrix) else matrix
+
+
+def accumulate(totals: dict[str, Any], terms: Mapping[str, Any]) -> None:
+    """Add what each source has to its total."""
+    for source, term in terms.items():
+        totals[source] = totals[source] + term if source in totals else term
+
+
 def _transposed_product(linear: Matrix, columns: np.ndarray) -> np.ndarray:
     return linear.rmatmat(columns) if isinstance(linear, LinearOperator) else linear.T @ columns
 
@@ -208,4 +220,4 @@ def _hstack(blocks: list, rows: int) -> np.ndarray | sps.csr_array:
         return np.zeros((rows, 0))
     if all(sps.issparse(block) for block in blocks):
         return sps.csr_array(sps.hstack(blocks))
-    return np.hstack([block.toarray() if sps.issparse(block) else block for block in blocks])
+    return np.hstack([dense(block) for block in blocks])

@@ -14,7 +14,7 @@ import scipy.linalg as spla
 import scipy.sparse as sps
 from scipy.sparse.linalg import LinearOperator, splu
 
-from torchmor.engine.affine import AffineMap, Lift, Matrix
+from torchmor.engine.affine import AffineMap, Lift, Matrix, accumulate, dense
 from torchmor.engine.errors import ShapeError, UnsupportedOperationError
 from torchmor.engine.expressions import Expression, Parameter
 from torchmor.engine.stages import Stage, StageChain
@@ -102,7 +102,7 @@ def compose(outer: StageChain, inner: StageChain) -> StageChain:
             f"expected an inner chain with {outer.state_size} outputs, the state size of the outer one, got "
             f"{inner.output.size}"
         )
-    outer, inner = _numbered(outer, len(inner.stages)), _numbered(inner)
+    outer, inner = outer.numbered(len(inner.stages) + 1), inner.numbered()
     stages = tuple(replace(s, argument=_through(s.argument, "y", inner.output)) for s in outer.stages)
     output = _through(outer.output, "y", inner.output)
     return StageChain(inner.state_size, _input_size(outer, inner), (*inner.stages, *stages), output)
@@ -129,7 +129,7 @@ def linear_combination(chains: Sequence[StageChain], coefficients: Sequence[floa
         return constant_chain(np.zeros(size), state_size)
     stages, outputs = [], []
     for chain, _ in kept:
-        chain = _numbered(chain, len(stages))
+        chain = chain.numbered(len(stages) + 1)
         stages.extend(chain.stages)
         outputs.append(chain.output)
     output = _sum(outputs, [coefficient for _, coefficient in kept])
@@ -189,7 +189,7 @@ def left_divide(divisor: StageChain, chain: StageChain) -> StageChain:
         matrix = divisor.output.blocks()["y"]
 
     def solve(columns):
-        columns = columns.toarray() if sps.issparse(columns) else columns
+        columns = dense(columns)
         if sps.issparse(matrix):
             return splu(sps.csc_array(matrix)).solve(np.ascontiguousarray(columns))
         return spla.solve(matrix, columns)
@@ -238,7 +238,7 @@ def _through(affine: AffineMap, source: str, inner: AffineMap) -> AffineMap:
     if not (affine.is_opaque or inner.is_opaque):
         blocks = affine.blocks()
         block = blocks.pop(source)
-        _accumulate(blocks, {s: block @ b for s, b in inner.blocks().items()})
+        accumulate(blocks, {s: block @ b for s, b in inner.blocks().items()})
         return AffineMap.from_blocks(blocks, shift)
 
     def forward(tangents):
@@ -248,7 +248,7 @@ def _through(affine: AffineMap, source: str, inner: AffineMap) -> AffineMap:
 
     def reverse(cotangent):
         total = affine.adjoint(cotangent)
-        _accumulate(total, inner.adjoint(total.pop(source)))
+        accumulate(total, inner.adjoint(total.pop(source)))
         return total
 
     sizes = dict(zip(affine.sources, affine.sizes, strict=True))
@@ -264,7 +264,7 @@ def _sum(maps: Sequence[AffineMap], coefficients: Sequence[float]) -> AffineMap:
     if not any(affine.is_opaque for affine in maps):
         blocks: dict = {}
         for c, affine in terms:
-            _accumulate(blocks, {s: c * block for s, block in affine.blocks().items()})
+            accumulate(blocks, {s: c * block for s, block in affine.blocks().items()})
         return AffineMap.from_blocks(blocks, shift)
 
     def forward(tangents):
@@ -273,7 +273,7 @@ def _sum(maps: Sequence[AffineMap], coefficients: Sequence[float]) -> AffineMap:
     def reverse(cotangent):
         total: dict = {}
         for c, affine in terms:
-            _accumulate(total, affine.adjoint(c * cotangent))
+            accumulate(total, affine.adjoint(c * cotangent))
         return total
 
     sizes = reduce(dict.__or__, (dict(zip(m.sources, m.sizes, strict=True)) for m in maps))
@@ -303,22 +303,6 @@ def _opaque(sizes: Mapping[str, int], shift: np.ndarray, forward: Callable, reve
         dtype=np.float64,
     )
     return AffineMap(tuple(sizes), tuple(sizes.values()), linear, shift)
-
-
-def _accumulate(total: dict, terms: Mapping) -> None:
-    for source, term in terms.items():
-        total[source] = total[source] + term if source in total else term
-
-
-def _numbered(chain: StageChain, start: int = 0) -> StageChain:
-    """Rename the stages to g{start+1}, g{start+2}, … in their order."""
-    names = {stage.name: f"g{number}" for number, stage in enumerate(chain.stages, start=start + 1)}
-
-    def renamed(affine):
-        return replace(affine, sources=tuple(names.get(s, s) for s in affine.sources))
-
-    stages = tuple(replace(s, name=names[s.name], argument=renamed(s.argument)) for s in chain.stages)
-    return replace(chain, stages=stages, output=renamed(chain.output))
 
 
 def _input_size(*chains: StageChain) -> int:

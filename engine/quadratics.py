@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import scipy.sparse as sps
 
-from torchmor.engine.affine import AffineMap, Matrix
+from torchmor.engine.affine import AffineMap, dense
 from torchmor.engine.expressions import Expression, Instruction
 from torchmor.engine.stages import Stage, StageChain
 
@@ -57,7 +56,7 @@ def _compress(chain: StageChain, number: int) -> StageChain:
     readers = [i for i, affine in enumerate(maps) if stage.name in affine.sources]
     if pair is None or stage.argument.is_opaque or any(maps[i].is_opaque for i in readers):
         return chain
-    sums = [_dense(maps[i].blocks()[stage.name]) for i in readers]
+    sums = [dense(maps[i].blocks()[stage.name]) for i in readers]
     weights = np.concatenate([np.zeros((0, stage.size)), *sums])
     read = np.flatnonzero(np.any(weights != 0, axis=1))
     if squares_needed(len(read), sum(stage.argument.sizes)) >= stage.size:
@@ -79,7 +78,7 @@ def _compress(chain: StageChain, number: int) -> StageChain:
 
 def _squares(stage: Stage, pair: tuple[int, int], weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return rows q_j of ``[x; 1]`` (d, s + 1), and which of their squares, with which sign, make each sum (·, d)."""
-    rows = np.column_stack((_dense(stage.argument.linear), stage.argument.shift))
+    rows = np.column_stack((dense(stage.argument.linear), stage.argument.shift))
     a, b = (rows[i * stage.size : (i + 1) * stage.size] for i in pair)
     found, signs = [], []
     for weight in weights:
@@ -94,7 +93,3 @@ def _squares(stage: Stage, pair: tuple[int, int], weights: np.ndarray) -> tuple[
         lifted[row, start : start + len(sign)] = sign
         start += len(sign)
     return np.concatenate(found), lifted
-
-
-def _dense(block: Matrix) -> np.ndarray:
-    return block.toarray() if sps.issparse(block) else block

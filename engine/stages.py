@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from torchmor.engine import functions
-from torchmor.engine.affine import AffineMap, Lift
+from torchmor.engine.affine import AffineMap, Lift, accumulate
 from torchmor.engine.errors import ShapeError
 from torchmor.engine.expressions import Expression
 
@@ -186,11 +186,11 @@ class StageChain:
         def reverse(columns):
             columns = columns.reshape(self.output.size, -1)
             cotangents = {"y": np.zeros((self.state_size, columns.shape[1]))}
-            _accumulate(cotangents, self.output.adjoint(columns))
+            accumulate(cotangents, self.output.adjoint(columns))
             for stage in reversed(self.stages):
                 if stage.name in cotangents:
                     parts = [d * cotangents[stage.name] for d in slopes[stage.name]]
-                    _accumulate(cotangents, stage.argument.adjoint(np.concatenate(parts)))
+                    accumulate(cotangents, stage.argument.adjoint(np.concatenate(parts)))
             return cotangents["y"]
 
         return LinearOperator(
@@ -277,13 +277,18 @@ class StageChain:
         state_size = self.state_size if trial is None else trial.shape[1]
         return StageChain(state_size, self.input_size, tuple(stages), output.substitute(lifts))
 
+    def numbered(self, start: int = 1) -> StageChain:
+        """Rename the stages to g{start}, g{start + 1}, … in their order."""
+        names = {stage.name: f"g{number}" for number, stage in enumerate(self.stages, start)}
+
+        def renamed(affine: AffineMap) -> AffineMap:
+            return replace(affine, sources=tuple(names.get(source, source) for source in affine.sources))
+
+        stages = tuple(replace(s, name=names[s.name], argument=renamed(s.argument)) for s in self.stages)
+        return replace(self, stages=stages, output=renamed(self.output))
+
     def __neg__(self) -> StageChain:
         return replace(self, output=-self.output)
-
-
-def _accumulate(totals: dict[str, np.ndarray], terms: Mapping[str, np.ndarray]) -> None:
-    for source, term in terms.items():
-        totals[source] = totals[source] + term if source in totals else term
 
 
 def _needs(needed: dict[str, np.ndarray], affine: AffineMap) -> dict[str, np.ndarray]:

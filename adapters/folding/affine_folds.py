@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sps
 import torch
 from torch import Tensor, fx
 
@@ -16,7 +15,7 @@ from torchmor.adapters.layers.arrays import to_tensor
 from torchmor.adapters.models.conversion import MAX_ENTRIES
 from torchmor.adapters.networks.cost import Cost
 from torchmor.adapters.tracing.classifier import trace_map
-from torchmor.engine.affine import AffineMap, Lift
+from torchmor.engine.affine import AffineMap, Lift, dense
 from torchmor.engine.errors import UnsupportedOperationError
 
 
@@ -263,7 +262,7 @@ def _dense(affine: AffineMap, columns: int) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros((rows, columns)), affine.shift
     if affine.is_opaque:  # by products from the side with fewer
         affine = affine.project(np.eye(rows)) if rows <= columns else affine.substitute({"y": Lift(np.eye(columns))})
-    return (affine.linear.toarray() if sps.issparse(affine.linear) else affine.linear), affine.shift
+    return dense(affine.linear), affine.shift
 
 
 def _each_time(

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sps
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
@@ -20,7 +19,7 @@ from torchmor.adapters.models.conversion import chain_to_module
 from torchmor.adapters.networks.calibration import held_out_mask
 from torchmor.adapters.networks.cost import Cost
 from torchmor.adapters.tracing.classifier import trace_map
-from torchmor.engine.affine import AffineMap
+from torchmor.engine.affine import AffineMap, dense
 from torchmor.engine.errors import CalibrationError, NonFiniteError, UnsupportedOperationError
 from torchmor.engine.matching_pursuit import matching_pursuit
 from torchmor.engine.regression import regress
@@ -215,7 +214,7 @@ def _reading(chain: StageChain, read: np.ndarray, size: int, item: int) -> tuple
         blocks = affine.blocks()
         if "y" in blocks:
             wide = np.zeros((affine.size, size))
-            wide[:, read] = blocks["y"].toarray() if sps.issparse(blocks["y"]) else blocks["y"]
+            wide[:, read] = dense(blocks["y"])
             blocks["y"] = wide
         return AffineMap.from_blocks(blocks, affine.shift)
 

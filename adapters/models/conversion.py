@@ -1,13 +1,11 @@
 """Between stage chains (engine, float64) and chain modules (torch)."""
 
-from dataclasses import replace
-
-import scipy.sparse as sps
+import numpy as np
 import torch
 
 from torchmor.adapters.layers.arrays import to_array, to_tensor
 from torchmor.adapters.layers.chain_module import ChainModule
-from torchmor.engine.affine import AffineMap
+from torchmor.engine.affine import AffineMap, dense
 from torchmor.engine.errors import SizeError
 from torchmor.engine.stages import Stage, StageChain
 
@@ -25,8 +23,8 @@ def chain_to_module(
     SizeError
         A map is too large for a dense matrix: reduce the chain first.
     """
-    chain = _numbered(chain)
-    weights = [_dense(affine) for affine in chain.maps]
+    chain = chain.numbered()
+    weights = [_matrix(affine) for affine in chain.maps]
     module = ChainModule(
         chain.state_size,
         chain.input_size,
@@ -57,18 +55,7 @@ def module_to_chain(module: ChainModule) -> StageChain:
     return StageChain(module.state_size, module.input_size, stages, affine(module.output))
 
 
-def _numbered(chain: StageChain) -> StageChain:
-    """Rename the stages to g1, g2, … in their order."""
-    names = {stage.name: f"g{number}" for number, stage in enumerate(chain.stages, start=1)}
-
-    def renamed(affine):
-        return replace(affine, sources=tuple(names.get(s, s) for s in affine.sources))
-
-    stages = tuple(replace(s, name=names[s.name], argument=renamed(s.argument)) for s in chain.stages)
-    return replace(chain, stages=stages, output=renamed(chain.output))
-
-
-def _dense(affine: AffineMap):
+def _matrix(affine: AffineMap) -> np.ndarray:
     rows, columns = affine.linear.shape
     if rows * columns > MAX_ENTRIES:
         raise SizeError(
@@ -76,4 +63,4 @@ def _dense(affine: AffineMap):
             "reduce the state, or the points of the stages, before making a module"
         )
     linear = affine.restrict(range(rows)).linear if affine.is_opaque else affine.linear
-    return linear.toarray() if sps.issparse(linear) else linear
+    return dense(linear)

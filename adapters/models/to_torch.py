@@ -3,7 +3,6 @@
 from itertools import accumulate, repeat
 
 import numpy as np
-import scipy.sparse as sps
 import torch
 from pymor.algorithms.timestepping import (
     ExplicitEulerTimeStepper,
@@ -22,7 +21,7 @@ from torchmor.adapters.layers.recurrences import LinearRecurrence, NonlinearRecu
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.models.conversion import MAX_ENTRIES, chain_to_module
 from torchmor.adapters.solving.solve_settings import SolveSettings
-from torchmor.engine.affine import AffineMap
+from torchmor.engine.affine import AffineMap, dense
 from torchmor.engine.chain_algebra import compose, constant_chain, left_divide, linear_chain, linear_combination, trim
 from torchmor.engine.errors import ParameterError, SizeError, UnsupportedOperationError
 from torchmor.engine.operator_trees import fold_operator, model_parameter_values
@@ -172,8 +171,7 @@ def _returned(model) -> list[int] | None:
 
 
 def _matrix(chain: StageChain) -> np.ndarray:
-    block = chain.output.blocks().get("y", np.zeros((chain.output.size, chain.state_size)))
-    return block.toarray() if sps.issparse(block) else block
+    return dense(chain.output.blocks().get("y", np.zeros((chain.output.size, chain.state_size))))
 
 
 def layer_of_model(model: InstationaryModel, mu=None, dtype=torch.float64, device="cpu") -> ReducedODELayer:
@@ -212,9 +210,7 @@ def layer_of_model(model: InstationaryModel, mu=None, dtype=torch.float64, devic
     if encode is not None:
         with torch.no_grad():
             for linear, affine in ((layer.encode, encode), (layer.decode, decode)):
-                block = affine.blocks()["y"]
-                matrix = block.toarray() if sps.issparse(block) else block
-                linear.weight.copy_(to_tensor(matrix, dtype, device))
+                linear.weight.copy_(to_tensor(dense(affine.blocks()["y"]), dtype, device))
                 linear.bias.copy_(to_tensor(affine.shift, dtype, device))
     return layer
 

@@ -43,6 +43,17 @@ def evaluation(network: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
+@contextmanager
+def recorded_calls(module: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], Any]]]:
+    """List the arguments and the output of every call of a module that returns, while the context lasts."""
+    calls: list[tuple[tuple[Any, ...], Any]] = []
+    hook = module.register_forward_hook(lambda _, arguments, output: calls.append((arguments, output)))
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
 def call_network(network: nn.Module, batch: Batch) -> Any:
     """Return ``network(*batch.arguments)``.
 

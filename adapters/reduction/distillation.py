@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmor.adapters.layers.chain_module import AffineModule
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.calibration import Batch, Calibration
-from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
 from torchmor.adapters.networks.progress import shown
 from torchmor.adapters.reduction.frozen_part import remembered
 from torchmor.engine.errors import SolverError, UnknownLayerError, UnsupportedOperationError
@@ -182,12 +182,9 @@ def _balance_scales(network: nn.Module, layer: ReducedODELayer, batch: Batch) ->
     """Scale the reduced coordinates to the same deviation: one rate then fits all, and the layer does the same."""
     if isinstance(layer.encode, nn.Identity):
         return
-    seen: list[Tensor] = []
-    hook = layer.decode.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
-    with evaluation(network):
+    with evaluation(network), recorded_calls(layer.decode) as calls:
         call_network(network, batch)
-    hook.remove()
-    z = torch.cat([value.flatten(0, -2) for value in seen])
+    z = torch.cat([arguments[0].flatten(0, -2) for arguments, _ in calls])
     scale = z.double().std(0)
     scale = (scale / scale.mean()).clamp(min=1e-3).to(z.dtype)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.calibration import Batch, Calibration
-from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
 from torchmor.adapters.reduction.metrics import Metric, loss
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError, UnsupportedOperationError
 
@@ -114,16 +114,10 @@ class Validation:
         return loss(metric, _samples_first(outputs, counts), reference, torch.cat(labels) if labels else None)
 
     def _run(self, network: nn.Module, batch: Batch) -> _Outputs:
-        calls: list[tuple[Tensor, Tensor]] = []
-        hook = network.get_submodule(self.name).register_forward_hook(
-            lambda module, arguments, output: calls.append((arguments[0], output))
-        )
-        try:
+        with recorded_calls(network.get_submodule(self.name)) as calls:
             output = call_network(network, batch)
-        finally:
-            hook.remove()
         layer = torch.cat([value.flatten() for _, value in calls])
-        return _Outputs(output, layer, tuple(state for state, _ in calls))
+        return _Outputs(output, layer, tuple(arguments[0] for arguments, _ in calls))
 
 
 class LabelledBatches:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.placing import find_layer, with_layers
+from torchmor.adapters.networks.evaluation import recorded_calls
 from torchmor.engine.errors import SizeError, UnsupportedOperationError
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -96,14 +97,9 @@ class _TwoSteps(nn.Module):
 
 
 def _state_channels(network: nn.Module, layer: nn.Module, example: Tensor) -> int:
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    try:
-        with torch.no_grad():
-            network(example)
-    finally:
-        hook.remove()
-    return seen[0].shape[1]
+    with torch.no_grad(), recorded_calls(layer) as calls:
+        network(example)
+    return calls[0][0][0].shape[1]
 
 
 def _last(network: nn.Module, example: Tensor) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
+from torchmor.adapters.networks.evaluation import recorded_calls
 from torchmor.adapters.solving.steps import Steps, solved_by, solver_name
 from torchmor.experiments.data.labelled import DataSet
 from torchmor.experiments.measure.accuracy import accuracy, packed, paired_interval, predict
@@ -234,14 +235,9 @@ def validation_accuracy(network: nn.Module, data: DataSet) -> float:
 
 def layer_arguments(network: nn.Module, name: str, inputs: Tensor) -> tuple[Tensor, ...]:
     """Return what a network hands to its ODE layer: the states (batch, …), and its inputs if it has any."""
-    seen: list[tuple[Tensor, ...]] = []
-    hook = network.get_submodule(name).register_forward_pre_hook(lambda layer, arguments: seen.append(arguments))
-    try:
-        with torch.no_grad():
-            network(inputs)
-    finally:
-        hook.remove()
-    return seen[0]
+    with torch.no_grad(), recorded_calls(network.get_submodule(name)) as calls:
+        network(inputs)
+    return calls[0][0]
 
 
 def evaluations(network: nn.Module, name: str, inputs: Tensor) -> int:
