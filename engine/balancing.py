@@ -7,14 +7,14 @@ from pymor.algorithms.pod import pod as pymor_pod
 from pymor.operators.constructions import LowRankOperator
 from pymor.vectorarrays.numpy import NumpyVectorSpace
 
-from torchmor.engine.bases import PodBasis, energy_rank, pod
+from torchmor.engine.bases import PodBasis, Spectrum, pod
 
 #: What is missed in directions of smaller singular values, relative to the largest of the states, is rounding.
 MISSED_RTOL = 1e-7  # as in pyMOR's POD
 
 
 @dataclass(frozen=True, eq=False)
-class BalancedBasis:
+class BalancedBasis(Spectrum):
     """Trial and test basis with ``Wᵀ V = I``, the directions that the output sees most first.
 
     Parameters
@@ -25,26 +25,19 @@ class BalancedBasis:
         W (n, rank).
     singular_values
         Of ``Gᵀ X``, decreasing; the padding has none.
+    energy
+        Their ``Σ σ_i²``.
     """
 
     trial: np.ndarray
     test: np.ndarray
     singular_values: np.ndarray
+    energy: float
 
     @property
     def rank(self) -> int:
         """Number of basis vectors."""
         return self.trial.shape[1]
-
-    def dropped_energy(self, rank: int) -> float:
-        """Return the part ``Σ_{i>r} σ_i² / Σ σ_i²`` that the first r directions miss."""
-        squares = self.singular_values**2
-        return float(squares[rank:].sum() / squares.sum()) if squares.any() else 0.0
-
-    def energy_rank(self, rtol: float) -> int:
-        """Return the smallest r ≥ 1 with ``Σ_{i>r} σ_i² ≤ rtol² Σ σ_i²``."""
-        squares = self.singular_values**2
-        return energy_rank(squares, float(squares.sum()), rtol)
 
 
 def balance(states: PodBasis, gradients: np.ndarray, rank: int | None = None) -> BalancedBasis:
@@ -83,4 +76,5 @@ def balance(states: PodBasis, gradients: np.ndarray, rank: int | None = None) ->
         known = left.singular_values > MISSED_RTOL * states.singular_values.max(initial=0.0)
         padding = left.modes[:, known][:, : rank - trial.shape[1]]
         trial, test = np.hstack([trial, padding]), np.hstack([test, padding - test @ (trial.T @ padding)])
-    return BalancedBasis(trial, test, scaled * np.linalg.norm(gradients))
+    singular_values = scaled * np.linalg.norm(gradients)
+    return BalancedBasis(trial, test, singular_values, float(np.sum(singular_values**2)))

@@ -13,8 +13,24 @@ from torchmor.engine.errors import NonFiniteError
 SPECTRUM = 512
 
 
+class Spectrum:
+    """Singular values σ_i, decreasing, of which maybe only the first are known, with the energy ``Σ σ_i²`` of all."""
+
+    singular_values: np.ndarray
+    energy: float
+
+    def dropped_energy(self, rank: int) -> float:
+        """Return ``Σ_{i>r} σ_i² / Σ σ_i²``, the part of the energy that the first r directions miss."""
+        tails = _tails(self.singular_values**2, self.energy)
+        return float(tails[min(rank, len(tails) - 1)]) / self.energy if self.energy else 0.0
+
+    def energy_rank(self, rtol: float) -> int:
+        """Return the smallest r ≥ 1 with ``Σ_{i>r} σ_i² ≤ rtol² Σ σ_i²``; at most as many as are known."""
+        return energy_rank(self.singular_values**2, self.energy, rtol)
+
+
 @dataclass(frozen=True, eq=False)
-class PodBasis:
+class PodBasis(Spectrum):
     """POD modes of a set of snapshots.
 
     Parameters
@@ -35,16 +51,6 @@ class PodBasis:
     def rank(self) -> int:
         """Number of computed modes: the numerical rank of the snapshots, unless fewer were asked for."""
         return len(self.singular_values)
-
-    def dropped_energy(self, rank: int) -> float:
-        """Return the relative squared projection error ``Σ_{i>r} σ_i² / Σ σ_i²`` of the first r modes."""
-        if self.energy == 0.0:
-            return 0.0
-        return max(0.0, 1.0 - float(np.sum(self.singular_values[:rank] ** 2)) / self.energy)
-
-    def energy_rank(self, rtol: float) -> int:
-        """Return the smallest r ≥ 1 with ``Σ_{i>r} σ_i² ≤ rtol² Σ σ_i²``; at most the rank."""
-        return energy_rank(self.singular_values**2, self.energy, rtol)
 
 
 def pod(snapshots: np.ndarray, modes: int | None = None, energy_rtol: float | None = None) -> PodBasis:
@@ -107,8 +113,12 @@ def compress(snapshots: np.ndarray, modes: int | None = None, energy_rtol: float
 
 def energy_rank(squares: np.ndarray, energy: float, rtol: float) -> int:
     """Return the smallest r ≥ 1 with ``Σ_{i>r} squares_i ≤ rtol² energy``."""
+    small = np.flatnonzero(_tails(squares, energy) <= rtol**2 * energy)
+    return max(1, int(small[0]) if len(small) else len(squares))
+
+
+def _tails(squares: np.ndarray, energy: float) -> np.ndarray:
+    """Return ``Σ_{i>r} squares_i`` for all r, with what the energy has beyond them."""
     # summed from the small end: the tail is what counts, and energy − Σ would drown it in rounding
     beyond = energy - squares.sum()
-    tails = np.append(np.cumsum(squares[::-1])[::-1], 0.0) + (beyond if beyond > 1e-12 * energy else 0.0)
-    small = np.flatnonzero(tails <= rtol**2 * energy)
-    return max(1, int(small[0]) if len(small) else len(squares))
+    return np.append(np.cumsum(squares[::-1])[::-1], 0.0) + (beyond if beyond > 1e-12 * energy else 0.0)

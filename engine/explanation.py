@@ -1,7 +1,11 @@
 """What a reduction did, in numbers and words. Pure Python: it travels with saved layers."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+Fate = Literal["reduced", "kept", "absorbed"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,9 @@ class Part:
         Size before: state dimension n, or components of the stage.
     reduced
         Size after: r, or the number m of evaluated points.
-    why
+    fate
+        What became of it: "reduced", "kept", or "absorbed" by the fit of what reads it.
+    how
         How the size came about, or why the part was kept.
     dropped_energy
         Relative squared projection error of the calibration snapshots; None where nothing was dropped.
@@ -40,13 +46,29 @@ class Part:
     what: str
     full: int
     reduced: int
-    why: str
+    fate: Fate
+    how: str = ""
     dropped_energy: float | None = None
     constant: float | None = None
     condition: float | None = None
     reads: tuple[str, ...] = ()
     error: float | None = None
     operations: int | None = None
+
+    @property
+    def why(self) -> str:
+        """How the size came about, or why the part was kept, as a phrase."""
+        return {"reduced": self.how, "kept": f"kept: {self.how}", "absorbed": "absorbed by the fit after it"}[self.fate]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Part:
+        """Return the part of plain data; in files of torchmor 0.1 the phrase tells the fate."""
+        data = {**data, "reads": tuple(data.get("reads", ()))}
+        if "why" in data:
+            fate, _, how = data.pop("why").partition(": ")
+            known = {"kept": ("kept", how), "absorbed by the fit after it": ("absorbed", "")}
+            data["fate"], data["how"] = known.get(fate, ("reduced", fate))
+        return cls(**data)
 
 
 @dataclass(frozen=True)
@@ -118,10 +140,10 @@ class Explanation:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Explanation":
+    def from_json(cls, data: dict[str, Any]) -> Explanation:
         """Return the explanation of `to_json`."""
         read = {
-            "parts": tuple(Part(**{**part, "reads": tuple(part.get("reads", ()))}) for part in data["parts"]),
+            "parts": tuple(map(Part.from_json, data["parts"])),
             "operations": tuple(data["operations"]),
             "curve": tuple(Trial(**trial) for trial in data.get("curve", ())),
             "chosen": Trial(**data["chosen"]) if data.get("chosen") else None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from pymor.core.logger import log_levels
@@ -14,13 +15,10 @@ from torchmor.engine.bases import SPECTRUM, PodBasis, pod
 from torchmor.engine.errors import SizeError
 from torchmor.engine.explanation import Part
 from torchmor.engine.models import OdeLayerModel
-from torchmor.engine.normalisation import absorbed_stages
-from torchmor.engine.points import CollateralBasis
-from torchmor.engine.quadratics import factors, squares_needed
+from torchmor.engine.planning import StagePlan, plan_stages
 from torchmor.engine.reductors import FittedReductor, OdeLayerReductor
 from torchmor.engine.sampling import StageSampler
-from torchmor.engine.sizes import Size, check_request, check_sizes, stage_sizes
-from torchmor.engine.stages import Stage
+from torchmor.engine.sizes import ReductionRequest, Size, check_sizes
 
 #: Balanced bases are computed within so many leading POD modes of the states.
 BALANCING_MODES = 1024
@@ -137,159 +135,88 @@ class SnapshotReductor:
         SizeError
             A size is impossible, or missing without `energy_rtol`.
         """
-        stages = self.chain.stages
-        state_dim, points, modes = check_request(state_dim, points, modes, basis, selection, fit, energy_rtol)
-        sizes = check_sizes(self.chain, state_dim, points, energy_rtol)
-        vectors = dict(zip((s.name for s in stages), stage_sizes(modes, len(stages), "modes"), strict=True))
+        return self.reduce_as(ReductionRequest(state_dim, points, modes, basis, selection, fit, energy_rtol))
 
+    def reduce_as(self, request: ReductionRequest) -> Reduction:
+        """Reduce the model as :meth:`reduce` does, for a request that is checked already."""
         self._sampler.spectra = {}
         with log_levels({"pymor": "WARNING"}):
-            state, state_part = self._state(state_dim, basis, energy_rtol)
-            counts, kept = self._plan(sizes, isinstance(points, int), energy_rtol, state)
-            together = fit == "least_squares" and not isinstance(points, list)
-            absorbed = absorbed_stages(self.chain, kept) if together else frozenset()
-            sampled: dict[str, np.ndarray] = {}
-            interpolations: dict[str, CollateralBasis] = {}
+            sizes = check_sizes(self.chain, request)
+            state, state_part = self._state(request)
+            r = self.chain.state_size if state is None else state.trial.shape[1]
+            plans = plan_stages(self.chain, request, sizes, r, self._sampler.pod)
             matters = None if state is None else state.test * state.weights
-            for stage in reversed(stages):  # what a stage has to serve is known when the later ones are done
-                if stage.name in kept or stage.name in absorbed:
-                    continue
-                try:
-                    chosen = self._sampler.sample(
-                        stage, counts[stage.name], vectors[stage.name], selection, fit, matters, sampled, absorbed
-                    )
-                except SizeError as error:
-                    raise SizeError(f"stage '{stage.name}', {_words(stage)}: {error}") from None
-                sampled[stage.name] = chosen.points if isinstance(chosen, CollateralBasis) else chosen
-                if isinstance(chosen, CollateralBasis):
-                    interpolations[stage.name] = chosen
-            reductor = self._reductor(state, sampled, interpolations, fit, absorbed)
+            for name, plan in reversed(list(plans.items())):  # what a stage serves is known when the later ones are
+                if plan.fate == "reduced":
+                    try:
+                        plans[name] = self._sampler.sample(plan, plans, request, matters)
+                    except SizeError as error:
+                        raise SizeError(f"stage '{name}', {plan.words}: {error}") from None
+            reductor = self._reductor(state, plans, request.fit)
             rom = reductor.reduce()
-            parts = [replace(state_part, **self._measures("output", rom, reductor))]
-            for stage, size in zip(stages, sizes, strict=True):
-                if stage.name in absorbed:
-                    parts.append(_absorbed_part(stage))
-                    continue
-                asked = "as asked" if size is not None else f"energy_rtol={energy_rtol:g}"
-                part = (
-                    self._kept_part(stage, kept[stage.name], rom)
-                    if stage.name in kept
-                    else self._sampled_part(stage, counts[stage.name], sampled, interpolations, selection, asked)
-                )
-                parts.append(replace(part, **self._measures(stage.name, rom, reductor)))
-        bases = {name: found.basis for name, found in interpolations.items()}
+            parts = [replace(state_part, **_measures("output", rom, reductor))]
+            parts += [self._part(plan, request.selection, rom, reductor) for plan in plans.values()]
+        inwards = list(reversed(plans.items()))
+        points = {name: plan.points for name, plan in inwards if plan.points is not None}
+        bases = {name: plan.interpolation.basis for name, plan in inwards if plan.interpolation is not None}
         if state is not None:
             bases["state"] = state.trial
             if state.test is not state.trial:
                 bases["test"] = state.test
-        return Reduction(rom, reductor, bases, sampled, self._sampler.spectra, tuple(parts))
+        return Reduction(rom, reductor, bases, points, self._sampler.spectra, tuple(parts))
 
-    def _state(self, state_dim: Size, basis: str, energy_rtol: float | None) -> tuple[_StateBasis | None, Part]:
-        n = len(self.y)
+    def _state(self, request: ReductionRequest) -> tuple[_StateBasis | None, Part]:
+        n, state_dim, rtol = len(self.y), request.state_dim, request.energy_rtol
         if state_dim == "full" or state_dim == n:
-            why = "kept: as asked" if state_dim == "full" else "kept: r = n"
-            return None, Part("state", "y", n, n, why)
-        asked = "as asked" if state_dim is not None else f"energy_rtol={energy_rtol:g}"
-        rank = None
-        if basis == "balanced":
-            balanced = self._balance(state_dim)
-            found, rank, name = balanced, balanced.rank, "balanced"
+            return None, Part("state", "y", n, n, "kept", "as asked" if state_dim == "full" else "r = n")
+        if request.basis == "balanced":
+            found, name = self._balance(state_dim), "balanced"
         else:
-            found, name = self._sampler.pod("state", state_dim, energy_rtol), "POD"
-            rank = found.rank
-        if rank == 0:
+            found, name = self._sampler.pod("state", state_dim, rtol), "POD"
+        if found.rank == 0:
             raise SizeError(
                 "expected calibration states that are not all zero, got nothing else: calibrate with data that moves "
                 'the state, or state_dim="full"'
             )
-        r = found.energy_rank(energy_rtol) if state_dim is None else state_dim
-        if r > rank:
+        r = found.energy_rank(rtol) if state_dim is None else state_dim
+        if r > found.rank:
             raise SizeError(
-                f"expected state_dim at most the numerical rank {rank} of the calibration states, got {r}: ask "
-                f'for {rank} or fewer, or state_dim="full", or calibrate with more varied data'
+                f"expected state_dim at most the numerical rank {found.rank} of the calibration states, got {r}: ask "
+                f'for {found.rank} or fewer, or state_dim="full", or calibrate with more varied data'
             )
         if r >= n:
-            return None, Part("state", "y", n, n, f"kept: energy_rtol={energy_rtol:g}")
-        part = Part("state", "y", n, r, f"{name}, {asked}", found.dropped_energy(r))
-        if basis == "pod":
+            return None, Part("state", "y", n, n, "kept", request.how(None))
+        how = f"{name}, {request.how(state_dim)}"
+        part = Part("state", "y", n, r, "reduced", how, found.dropped_energy(r))
+        if isinstance(found, PodBasis):
             modes = found.modes[:, :r]
             return _StateBasis(modes, modes, None, np.ones(r)), part
         padding = np.full(max(0, r - len(found.singular_values)), found.singular_values[-1:].sum())
         weights = np.sqrt(np.append(found.singular_values[:r], padding))
         return _StateBasis(found.trial[:, :r], found.test[:, :r], self._mean, weights), part
 
-    def _plan(
-        self, sizes: list[Size], same: bool, energy_rtol: float | None, state: _StateBasis | None
-    ) -> tuple[dict[str, int], dict[str, str]]:
-        """Return the numbers of points of the stages, and for those that are kept, in all their components, why."""
-        counts, kept = {}, {}
-        for stage, size in zip(self.chain.stages, sizes, strict=True):
-            counts[stage.name] = stage.size
-            if size == "full":
-                kept[stage.name] = "as asked"
-            elif stage.size == 1 or (size is not None and size >= stage.size):
-                kept[stage.name] = "no more components than points"
-            elif same and stage.name in self.chain.time_stages:
-                kept[stage.name] = "depends on the time alone"
-            elif size is not None:
-                counts[stage.name] = size
-            else:
-                basis = self._sampler.pod(stage.name, None, energy_rtol)
-                m = basis.energy_rank(energy_rtol)
-                if basis.rank == 0:
-                    kept[stage.name] = "zero on all calibration data"
-                elif m >= stage.size:
-                    kept[stage.name] = f"energy_rtol={energy_rtol:g}"
-                else:
-                    counts[stage.name] = m
-        r = self.chain.state_size if state is None else state.trial.shape[1]
-        for stage in self.chain.stages:
-            if stage.name not in kept and self._needs_few_squares(
-                stage, {"y": r, "u": self.chain.input_size, **counts}
-            ):
-                counts[stage.name] = stage.size
-                kept[stage.name] = "exact, as few squares"
-        return counts, kept
-
-    def _needs_few_squares(self, stage: Stage, counts: dict[str, int]) -> bool:
-        """Whether a stage of products is exact with no more squares than it gets points."""
-        if factors(stage) is None:
-            return False
-        rows = counts["y"] if stage.name in self.chain.output.sources else 0
-        rows += sum(
-            counts[later.name] * later.expression.arity
-            for later in self.chain.stages
-            if stage.name in later.argument.sources
-        )
-        width = sum(counts.get(source, 1) for source in stage.argument.sources)
-        return squares_needed(rows, width) <= counts[stage.name]
-
-    def _kept_part(self, stage: Stage, why: str, rom: OdeLayerModel) -> Part:
+    def _part(self, plan: StagePlan, selection: str, rom: OdeLayerModel, reductor: OdeLayerReductor) -> Part:
+        """Return what became of a stage, in words and numbers."""
+        stage = plan.stage
+        part = Part(stage.name, plan.words, stage.size, 0, plan.fate, plan.how, reads=stage.argument.sources)
+        if plan.fate == "absorbed":
+            return replace(part, operations=0)
         size = next(one.size for one in rom.operator.chain.stages if one.name == stage.name)
-        if size < stage.size:
-            why = "exact, as few squares"
-        return Part(stage.name, _words(stage), stage.size, size, f"kept: {why}", reads=stage.argument.sources)
-
-    def _sampled_part(self, stage: Stage, m: int, sampled, interpolations, selection: str, asked: str) -> Part:
-        taken, found = len(sampled[stage.name]), interpolations.get(stage.name)
-        why = f"{selection}, {asked}" + (f", but {taken} of {m} say all" if taken < m else "")
-        part = Part(stage.name, _words(stage), stage.size, taken, why, reads=stage.argument.sources)
+        part = replace(part, reduced=size, **_measures(stage.name, rom, reductor))
+        if plan.points is None:
+            return part if size == stage.size else replace(part, how="exact, as few squares")
+        taken, m, found = len(plan.points), plan.size, plan.interpolation
+        how = f"{selection}, {plan.how}" + (f", but {taken} of {m} say all" if taken < m else "")
         if found is None:
-            return part
+            return replace(part, reduced=taken, how=how)
         d = found.basis.shape[1]
         dropped = self._sampler.pod(stage.name, d, None).dropped_energy(d)
-        why += f", {d} modes" if d < m else ""
-        return replace(part, why=why, dropped_energy=dropped, constant=found.constant, condition=found.condition)
+        how += f", {d} modes" if d < m else ""
+        return replace(
+            part, reduced=taken, how=how, dropped_energy=dropped, constant=found.constant, condition=found.condition
+        )
 
-    def _measures(self, name: str, rom: OdeLayerModel, reductor: OdeLayerReductor) -> dict[str, float | None]:
-        """Return the error of what reads a stage, or of the "output" itself, and the operations of its own map."""
-        chain, errors = rom.operator.chain, getattr(reductor, "errors", {})
-        maps = dict(zip([*(stage.name for stage in chain.stages), "output"], chain.maps, strict=True))
-        readers = [other for other, affine in maps.items() if name in affine.sources] or [name]
-        known = [errors[other] for other in readers if other in errors]
-        return {"error": max(known, default=None), "operations": int(np.prod(maps[name].linear.shape))}
-
-    def _reductor(self, state, sampled, interpolations, fit, absorbed) -> OdeLayerReductor:
+    def _reductor(self, state: _StateBasis | None, plans: Mapping[str, StagePlan], fit: str) -> OdeLayerReductor:
         space = self.fom.solution_space
         trial = test = offset = None
         if state is not None:
@@ -297,8 +224,11 @@ class SnapshotReductor:
             test = None if state.test is state.trial else space.from_numpy(state.test)
             offset = None if state.offset is None else space.from_numpy(state.offset[:, np.newaxis])
         if fit == "interpolation":
-            return OdeLayerReductor(self.fom, trial, interpolations, test, offset)
-        return FittedReductor(self.fom, trial, sampled, self._sampler.training, test, offset, absorbed=absorbed)
+            found = {name: plan.interpolation for name, plan in plans.items() if plan.interpolation is not None}
+            return OdeLayerReductor(self.fom, trial, found, test, offset)
+        points = {name: plan.points for name, plan in plans.items() if plan.points is not None}
+        absorbed = [name for name, plan in plans.items() if plan.fate == "absorbed"]
+        return FittedReductor(self.fom, trial, points, self._sampler.training, test, offset, absorbed=absorbed)
 
     @cached_property
     def _mean(self) -> np.ndarray:
@@ -320,10 +250,10 @@ class SnapshotReductor:
         return self._balanced
 
 
-def _absorbed_part(stage: Stage) -> Part:
-    why = "absorbed by the fit after it"
-    return Part(stage.name, _words(stage), stage.size, 0, why, reads=stage.argument.sources, operations=0)
-
-
-def _words(stage: Stage) -> str:
-    return stage.expression.text([f"a{i + 1}" for i in range(stage.expression.arity)])
+def _measures(name: str, rom: OdeLayerModel, reductor: OdeLayerReductor) -> dict[str, Any]:
+    """Return the error of what reads a stage, or of the "output" itself, and the operations of its own map."""
+    chain, errors = rom.operator.chain, getattr(reductor, "errors", {})
+    maps = dict(zip([*(stage.name for stage in chain.stages), "output"], chain.maps, strict=True))
+    readers = [other for other, affine in maps.items() if name in affine.sources] or [name]
+    known = [errors[other] for other in readers if other in errors]
+    return {"error": max(known, default=None), "operations": int(np.prod(maps[name].linear.shape))}

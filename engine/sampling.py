@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +13,7 @@ from torchmor.engine.errors import SizeError
 from torchmor.engine.fitting import Training, without
 from torchmor.engine.matching_pursuit import matching_pursuit
 from torchmor.engine.normalisation import fitted_argument, sources_read
+from torchmor.engine.planning import StagePlan
 from torchmor.engine.points import (
     NESTED,
     CollateralBasis,
@@ -20,6 +22,7 @@ from torchmor.engine.points import (
     oversample,
     too_many_points,
 )
+from torchmor.engine.sizes import ReductionRequest
 from torchmor.engine.stages import Stage, StageChain
 
 
@@ -37,9 +40,9 @@ class StageSampler:
     def __init__(self, chain: StageChain, y: np.ndarray, u: np.ndarray | None, t: np.ndarray):
         self.chain, self.y, self.u, self.t = chain, y, u, t
         self.spectra: dict[str, np.ndarray] = {}
-        self._bases: dict[tuple, PodBasis] = {}
+        self._bases: dict[tuple[object, ...], PodBasis] = {}
         self._interpolations: dict[tuple[str, str], CollateralBasis] = {}
-        self._pursuits: dict[tuple, np.ndarray] = {}
+        self._pursuits: dict[tuple[object, ...], tuple[np.ndarray, int]] = {}
 
     @cached_property
     def training(self) -> Training:
@@ -61,48 +64,45 @@ class StageSampler:
         return self._bases[key]
 
     def sample(
-        self,
-        stage: Stage,
-        m: int,
-        d: int | None,
-        selection: str,
-        fit: str,
-        test: np.ndarray | None,
-        sampled: dict[str, np.ndarray],
-        absorbed: Collection[str] = (),
-    ) -> CollateralBasis | np.ndarray:
-        """Choose m points of a stage, with an interpolation where d basis vectors or the fit ask for one.
+        self, plan: StagePlan, plans: Mapping[str, StagePlan], request: ReductionRequest, test: np.ndarray | None
+    ) -> StagePlan:
+        """Choose the points of a stage, with an interpolation where its basis vectors or the fit ask for one.
 
         Parameters
         ----------
+        plan
+            What becomes of the stage.
+        plans
+            What becomes of all stages: the later ones have their points.
+        request
+            How points are chosen, and what for.
         test
             What of f matters (n, r): test basis, weighted; None where the state is kept.
-        sampled
-            Points of the later stages.
-        absorbed
-            Stages that a fit does without, as of :func:`~torchmor.engine.normalisation.absorbed_stages`.
 
         Raises
         ------
         SizeError
             The values of the stage do not span so much. A fit takes fewer points where others say nothing more.
         """
-        d = m if d is None else d
+        name, m = plan.stage.name, plan.size
+        d = m if plan.modes is None else plan.modes
         if d > m:
             raise SizeError(f"expected at most as many modes as points, got {d} modes for {m} points")
-        if selection != "omp":
-            basis = self.pod(stage.name, d, None)
-            found = self._interpolation(stage.name, basis, d, selection)
-            return found if d == m else oversample(found, m)
-        points = self._pursuit(stage, m, test, sampled, absorbed)
-        if fit == "least_squares" and len(points):
-            return points
-        if len(points) < m:
-            raise SizeError(too_many_points(m, len(points)))
-        basis = self.pod(stage.name, d, None)
-        if d > basis.rank:
-            raise SizeError(too_many_points(d, basis.rank))
-        return collateral_basis(points, np.ascontiguousarray(basis.modes[:, :d]))
+        if request.selection == "omp":
+            points = self._pursuit(plan.stage, m, test, plans)
+            if request.fit == "least_squares" and len(points):
+                return replace(plan, points=points)
+            if len(points) < m:
+                raise SizeError(too_many_points(m, len(points)))
+            basis = self.pod(name, d, None)
+            if d > basis.rank:
+                raise SizeError(too_many_points(d, basis.rank))
+            found = collateral_basis(points, np.ascontiguousarray(basis.modes[:, :d]))
+        else:
+            found = self._interpolation(name, self.pod(name, d, None), d, request.selection)
+            if d < m:
+                found = oversample(found, m)
+        return replace(plan, points=found.points, interpolation=found)
 
     def _interpolation(self, name: str, basis: PodBasis, points: int, selection: str) -> CollateralBasis:
         known = self._interpolations.get((name, selection))
@@ -113,7 +113,9 @@ class StageSampler:
             self._interpolations[name, selection] = found
         return found
 
-    def _pursuit(self, stage: Stage, m: int, test, sampled, absorbed) -> np.ndarray:
+    def _pursuit(self, stage: Stage, m: int, test: np.ndarray | None, plans: Mapping[str, StagePlan]) -> np.ndarray:
+        sampled = {name: plan.points for name, plan in plans.items() if plan.points is not None}
+        absorbed = frozenset(name for name, plan in plans.items() if plan.fate == "absorbed")
         served = [(name, points.tobytes()) for name, points in sampled.items()]
         key = (stage.name, None if test is None else test.tobytes(), *served, *sorted(absorbed))
         known, asked = self._pursuits.get(key, (np.zeros(0, dtype=np.int64), 0))
@@ -123,11 +125,7 @@ class StageSampler:
         return known[:m]
 
     def _target(
-        self,
-        stage: Stage,
-        test: np.ndarray | None,
-        sampled: dict[str, np.ndarray],
-        absorbed: Collection[str],
+        self, stage: Stage, test: np.ndarray | None, sampled: Mapping[str, np.ndarray], absorbed: Collection[str]
     ) -> np.ndarray:
         """Return what the points of a stage have to explain (q, k): its share of all that reads it.
 

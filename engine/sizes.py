@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -17,32 +19,65 @@ BASES = ("pod", "balanced")
 FITS = ("interpolation", "least_squares")
 
 
-def check_request(
-    state_dim, points, modes, basis, selection, fit, energy_rtol
-) -> tuple[Size, Size | list, Size | list]:
-    """Return state_dim, points and modes as plain ints and lists.
+@dataclass(frozen=True)
+class ReductionRequest:
+    """What a reduction is asked for; the parameters are those of :meth:`SnapshotReductor.reduce`.
+
+    Sizes are kept as plain ints and lists.
 
     Raises
     ------
     SizeError, ValueError
         What is asked for is impossible whatever the data.
     """
-    for name, value, allowed in (("basis", basis, BASES), ("selection", selection, SELECTIONS), ("fit", fit, FITS)):
-        if value not in allowed:
-            raise ValueError(f"expected {name} to be one of {', '.join(allowed)}, got {value!r}")
-    if energy_rtol is not None and not (isinstance(energy_rtol, Real) and 0 <= energy_rtol < 1):
-        raise SizeError(f"expected 0 ≤ energy_rtol < 1, got {energy_rtol!r}")
-    state_dim, points, modes = _plain_size(state_dim), _plain(points), _plain(modes)
-    return state_dim, points, modes
+
+    state_dim: Size = None
+    points: Size | Sequence[Size] = None
+    modes: Size | Sequence[Size] = None
+    basis: str = "pod"
+    selection: str = "deim"
+    fit: str = "interpolation"
+    energy_rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("basis", BASES), ("selection", SELECTIONS), ("fit", FITS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"expected {name} to be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        rtol = self.energy_rtol
+        if rtol is not None and not (isinstance(rtol, Real) and 0 <= rtol < 1):
+            raise SizeError(f"expected 0 ≤ energy_rtol < 1, got {rtol!r}")
+        object.__setattr__(self, "state_dim", _plain_size(self.state_dim))
+        for name in ("points", "modes"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+
+    @property
+    def method(self) -> dict[str, str]:
+        """Names of basis, selection and fit."""
+        return {"basis": self.basis, "selection": self.selection, "fit": self.fit}
+
+    @property
+    def one_size(self) -> bool:
+        """Whether the points are one size for all stages."""
+        return not isinstance(self.points, list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is a size for every part, or a tolerance to choose those that are missing by."""
+        points = self.points if isinstance(self.points, list) else [self.points]
+        return self.energy_rtol is not None or None not in (self.state_dim, *points)
+
+    def how(self, size: Size) -> str:
+        """Return how a size came about, in words."""
+        return "as asked" if size is not None else f"energy_rtol={self.energy_rtol:g}"
 
 
-def _plain(sizes):
+def _plain(sizes: Any) -> Size | list[Size]:
     if isinstance(sizes, Sequence) and not isinstance(sizes, str):
         return [_plain_size(size) for size in sizes]
     return _plain_size(sizes)
 
 
-def _plain_size(size) -> Size:
+def _plain_size(size: Any) -> Size:
     if isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 1:
         return int(size)
     if size is None or (isinstance(size, str) and size == "full"):
@@ -59,7 +94,7 @@ def stage_sizes(sizes: Size | Sequence[Size], count: int, name: str) -> list[Siz
     return sizes
 
 
-def check_sizes(chain: StageChain, state_dim: Size, points: Size | list[Size], energy_rtol: float | None) -> list[Size]:
+def check_sizes(chain: StageChain, request: ReductionRequest) -> list[Size]:
     """Return the points of each stage of a chain, as asked.
 
     Raises
@@ -67,7 +102,8 @@ def check_sizes(chain: StageChain, state_dim: Size, points: Size | list[Size], e
     SizeError
         A size is missing, or too large for its part.
     """
-    if energy_rtol is None and None in (state_dim, *(points if isinstance(points, list) else [points])):
+    state_dim, points = request.state_dim, request.points
+    if not request.is_complete:
         raise SizeError(
             "expected sizes, or a tolerance to choose them by, got neither for some part: give state_dim and "
             "points, or energy_rtol=1e-3"

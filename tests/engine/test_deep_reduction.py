@@ -137,7 +137,7 @@ def test_every_function_is_reduced(name, method):
     assert [part.reads for part in reduced.parts[1:]] == [stage.argument.sources for stage in chain.stages]
     assert sum(part.operations for part in reduced.parts) == sum(np.prod(m.linear.shape) for m in small.maps)
     for part in reduced.parts[1:]:
-        assert (part.name in reduced.points) != part.why.startswith(("kept", "absorbed"))
+        assert (part.name in reduced.points) != (part.fate in ("kept", "absorbed"))
         assert (part.reduced == 0) == part.why.startswith("absorbed")
         if part.name in chain.time_stages:
             assert part.why.startswith("kept")
