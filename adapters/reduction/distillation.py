@@ -1,8 +1,11 @@
 """Distillation: the reduced operators, tuned to the full network's outputs."""
 
+from __future__ import annotations
+
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +21,9 @@ from torchmor.adapters.reduction.frozen_part import remembered
 from torchmor.engine.errors import SolverError, UnknownLayerError, UnsupportedOperationError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+#: Batches with the full network's outputs.
+Lessons = Sequence[tuple[Batch, Tensor]]
 
 
 def distill(
@@ -87,51 +93,91 @@ def distill(
     lessons = _lessons(network, shown(data, progress, "teacher"))
     exam = _lessons(network, held_out)
     loss = _divergence if classes else _squared_error(lessons)
-
-    frozen = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
     student.eval()
-    with remembered(student, [batch for batch, _ in (*lessons, *exam)]) as outputs:
-        best, best_loss = _copies(parameters), _mean_loss(student, exam, loss, outputs)
+    with (
+        _trainable(student, parameters),
+        remembered(student, [batch for batch, _ in (*lessons, *exam)]) as outputs,
+        _Best(parameters) as best,
+    ):
+        best.consider(_mean_loss(student, exam, loss, outputs))
         for layer in layers:
             _balance_scales(student, layer, lessons[0][0])
-        optimiser = torch.optim.Adam(
-            [{"params": [p], "lr": learning_rate * _size(p)} for p in parameters if p.numel()],
-        )
-        steps = epochs * len(lessons)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
-        )
-        order = torch.Generator().manual_seed(seed)
-        for _ in range(epochs):
-            for i in torch.randperm(len(lessons), generator=order).tolist():
-                batch, target = lessons[i]
-                try:
-                    value = loss(outputs(batch), target)
-                except SolverError:
-                    break
-                optimiser.zero_grad()
-                value.backward()
-                optimiser.step()
-                schedule.step()
+        for _ in _passes(lessons, loss, outputs, parameters, epochs, learning_rate, seed):
             found = _mean_loss(student, exam, loss, outputs)
-            if found < best_loss:
-                best, best_loss = _copies(parameters), found
+            best.consider(found)
             if not math.isfinite(found):
                 break
-    with torch.no_grad():
-        for parameter, value in zip(parameters, best, strict=True):
-            parameter.copy_(value)
-    for parameter in frozen:
-        parameter.requires_grad_(True)
     return student.train(reduced.training)
 
 
-def _lessons(network: nn.Module, batches) -> list[tuple[Batch, Tensor]]:
+@contextmanager
+def _trainable(network: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let only some parameters of a network take gradients, while the context lasts."""
+    taking = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    network.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, flag in taking:
+            parameter.requires_grad_(flag)
+
+
+class _Best:
+    """The values of parameters that gave the smallest loss so far; they are set when the context ends."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]):
+        self.parameters, self.loss = parameters, math.inf
+        self.values = self._copies()
+
+    def consider(self, loss: float) -> None:
+        """Keep the values of now if their loss is smaller."""
+        if loss < self.loss:
+            self.values, self.loss = self._copies(), loss
+
+    def _copies(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    def __enter__(self) -> _Best:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, self.values, strict=True):
+                parameter.copy_(value)
+
+
+def _passes(
+    lessons: Lessons,
+    loss: Loss,
+    outputs: Callable[[Batch], Any],
+    parameters: Sequence[nn.Parameter],
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+) -> Iterator[None]:
+    """Train in passes over the lessons, in random order; yields after each one."""
+    optimiser = torch.optim.Adam([{"params": [p], "lr": learning_rate * _size(p)} for p in parameters if p.numel()])
+    steps = epochs * len(lessons)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for i in torch.randperm(len(lessons), generator=order).tolist():
+            batch, target = lessons[i]
+            try:
+                value = loss(outputs(batch), target)
+            except SolverError:
+                break
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            schedule.step()
+        yield
+
+
+def _lessons(network: nn.Module, batches: Iterable[Batch]) -> Lessons:
     """Pairs of a batch and the network's output."""
     found = []
     with evaluation(network):
@@ -157,15 +203,13 @@ def _divergence(output: Tensor, target: Tensor) -> Tensor:
     )
 
 
-def _squared_error(lessons: list[tuple[Batch, Tensor]]) -> Loss:
+def _squared_error(lessons: Lessons) -> Loss:
     targets = torch.cat([target.flatten() for _, target in lessons]).double()
     variance = float(targets.var().clamp(min=torch.finfo(torch.float64).tiny))
     return lambda output, target: (output - target).square().mean() / variance
 
 
-def _mean_loss(
-    network: nn.Module, lessons: list[tuple[Batch, Tensor]], loss: Loss, outputs: Callable[[Batch], Any]
-) -> float:
+def _mean_loss(network: nn.Module, lessons: Lessons, loss: Loss, outputs: Callable[[Batch], Any]) -> float:
     total, samples = 0.0, 0
     with evaluation(network):
         for batch, target in lessons:
@@ -207,7 +251,3 @@ def _scale_columns(affine: AffineModule, source: str, scale: Tensor) -> None:
 
 def _size(parameter: Tensor) -> float:
     return max(float(parameter.detach().square().mean().sqrt()), 1e-4)
-
-
-def _copies(parameters: list[Tensor]) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in parameters]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +28,7 @@ from torchmor.adapters.reduction.gradients import Objective, classes_objective, 
 from torchmor.adapters.reduction.metrics import Metric, check_metric
 from torchmor.adapters.reduction.size_search import Candidate, choices, choose, solvers
 from torchmor.adapters.reduction.snapshots import Snapshots, collect_snapshots
-from torchmor.adapters.reduction.validation import HELD_OUT_SAMPLES, LabelledBatches, Validation
+from torchmor.adapters.reduction.validation import HELD_OUT_SAMPLES, LabelledBatches, UnlabelledBatches, Validation
 from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, fixed_steps, set_solver, solved_by, solver_name
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import (
@@ -38,9 +39,8 @@ from torchmor.engine.errors import (
     UnsupportedOperationError,
 )
 from torchmor.engine.explanation import Explanation, Trial
-from torchmor.engine.models import OdeLayerModel
-from torchmor.engine.reduction import SnapshotReductor
-from torchmor.engine.sizes import Size, check_request
+from torchmor.engine.reduction import Reduction, SnapshotReductor
+from torchmor.engine.sizes import ReductionRequest, Size
 
 #: A reduced layer that costs more than the full one over this is warned about.
 LEAST_GAIN = 1.1
@@ -92,14 +92,14 @@ class NetworkReductor:
                 'validation=(inputs, labels), or use metric="agreement", which needs no labels'
             )
         self._full_trials: dict[Steps | None, Candidate] = {}
-        self._held_out = Validation(self._copy, name, _Unlabelled(held_out), HELD_OUT_SAMPLES)
+        self._held_out = Validation(self._copy, name, UnlabelledBatches(held_out), HELD_OUT_SAMPLES)
         if validation is None:
             self._validation = self._held_out
         elif metric == "accuracy":
             batches = LabelledBatches(validation, batch_size, batch_to_inputs)
             self._validation = Validation(self._copy, name, batches)
         else:
-            batches = _Unlabelled(Calibration(validation, batch_size, batch_to_inputs, seed))
+            batches = UnlabelledBatches(Calibration(validation, batch_size, batch_to_inputs, seed))
             self._validation = Validation(self._copy, name, batches)
 
     def reduce(
@@ -127,66 +127,64 @@ class NetworkReductor:
 
         All other parameters are those of :func:`~torchmor.adapters.reduce_network`.
         """
-        solver = fixed_steps(solver)
-        state_dim, points, modes = check_request(state_dim, points, modes, basis, selection, fit, energy_rtol)
-        method = {"basis": basis, "selection": selection, "fit": fit}
-        sizes = {"state_dim": state_dim, "points": points, "modes": modes, "energy_rtol": energy_rtol, **method}
-        missing = None in (state_dim, *(points if isinstance(points, list) else [points]))
-        if energy_rtol is None and missing:
-            return self._searched(sizes, max_loss, speedup, method, solver)
-        small, reduction = self._reduced(sizes)
-        if solver is not None:
-            set_solver(small.get_submodule(self.name), solver)
-        return self._finished(small, reduction, method)
+        steps = fixed_steps(solver)
+        request = ReductionRequest(state_dim, points, modes, basis, selection, fit, energy_rtol)
+        if not request.is_complete:
+            return self._searched(request, max_loss, speedup, steps)
+        small = self._reduced(request)
+        if steps is not None:
+            set_solver(small.layer, steps)
+        return self._finished(small, request)
 
-    def _searched(self, sizes: dict[str, Any], max_loss, speedup, method, solver) -> nn.Module:
+    def _searched(
+        self, request: ReductionRequest, max_loss: float | None, speedup: float | None, solver: FixedSteps | None
+    ) -> nn.Module:
         """Return the cheapest copy within a loss, or the best of those that are so much cheaper."""
         tried = solvers(solver)
         full = [self._full_trial(steps) for steps in dict.fromkeys((None, *COARSE, *tried))]
         affordable = float("inf") if speedup is None else full[0].trial.cost / speedup
         trials: list[Candidate] = []
-        for state_dim, points, least_cost in choices(sizes["state_dim"], sizes["points"], self._offline[3].chain):
+        for state_dim, points, least_cost in choices(request.state_dim, request.points, self._offline.reductor.chain):
             if least_cost > affordable:
                 break
             try:
-                small, _ = self._reduced({**sizes, "state_dim": state_dim, "points": points})
+                small = self._reduced(replace(request, state_dim=state_dim, points=points))
             except SizeError:  # more than the calibration data spans
                 continue
             for steps in tried:
-                trials.append(self._trial(small, steps, state_dim, points))
+                trials.append(self._trial(small.network, steps, state_dim, points))
                 if speedup is None and (max_loss is None or trials[-1].trial.loss <= max_loss):
                     affordable = min(affordable, trials[-1].trial.cost)
         chosen = choose(trials, full, max_loss, speedup, self.metric)
-        small, reduction = self._reduced({**sizes, "state_dim": chosen.state_dim, "points": chosen.points})
+        small = self._reduced(replace(request, state_dim=chosen.state_dim, points=chosen.points))
         if chosen.steps is not None:
-            set_solver(small.get_submodule(self.name), chosen.steps)
+            set_solver(small.layer, chosen.steps)
         curve = tuple(candidate.trial for candidate in (*full, *trials))
-        return self._finished(small, reduction, method, curve, chosen.trial)
+        return self._finished(small, request, curve, chosen.trial)
 
     def _full_trial(self, steps: Steps | None) -> Candidate:
         if steps not in self._full_trials:
             self._full_trials[steps] = self._trial(self._copy, steps, None, None)
         return self._full_trials[steps]
 
-    def _trial(self, network: nn.Module, steps: Steps | None, state_dim, points) -> Candidate:
+    def _trial(self, network: nn.Module, steps: Steps | None, state_dim: Size, points: Any) -> Candidate:
         network = solved_by(network, self.name, steps)
         layer = network.get_submodule(self.name)
-        example = self._offline[1]
-        loss = self._validation.loss(self.metric, network)
-        name = solver_name(layer)
-        return Candidate(state_dim, points, steps, Trial(_words(state_dim, points), name, example.cost(layer), loss))
+        cost, loss = self._offline.example.cost(layer), self._validation.loss(self.metric, network)
+        return Candidate(state_dim, points, steps, Trial(_words(state_dim, points), solver_name(layer), cost, loss))
 
-    def _reduced(self, sizes: dict[str, Any]):
-        """Return a copy of the network with the layer reduced to these sizes, and the reduction."""
-        layer, example, _, reductor = self._offline
-        reduction = reductor.reduce(**sizes)
-        reduced = _reduced_layer(layer, reductor.fom, reduction, example)
-        return with_layers(self.network, {self.name: reduced}), reduction
+    def _reduced(self, request: ReductionRequest) -> _Small:
+        """Return a copy of the network with the layer reduced as asked."""
+        reduction = self._offline.reductor.reduce_as(request)
+        layer = _reduced_layer(self._offline.layer, reduction, self._offline.example)
+        return _Small(with_layers(self.network, {self.name: layer}), layer, reduction)
 
-    def _finished(self, small, reduction, method, curve=(), chosen=None) -> nn.Module:
+    def _finished(
+        self, small: _Small, request: ReductionRequest, curve: tuple[Trial, ...] = (), chosen: Trial | None = None
+    ) -> nn.Module:
         """Give a reduced network its explanation and record."""
-        layer, example, snapshots, reductor = self._offline
-        reduced = small.get_submodule(self.name)
+        layer, example, snapshots = self._offline.layer, self._offline.example, self._offline.snapshots
+        reduced, reduction = small.layer, small.reduction
         operations = (_operations(layer.function, example), _operations(reduced.ode, example, reduced))
         useless = all(part.reduced >= part.full for part in reduction.parts)
         if useless:
@@ -198,13 +196,13 @@ class NetworkReductor:
             )
         reduced.explanation = Explanation(
             parts=reduction.parts,
-            method=method,
+            method=request.method,
             solver=str(reduced.settings),
             snapshots=len(snapshots),
             samples=len(set(snapshots.sample)),
             evaluations=max(snapshots.nfe),
             operations=operations,
-            errors=self._held_out.errors(small),
+            errors=self._held_out.errors(small.network),
             metric=self.metric if isinstance(self.metric, str) else "a function",
             curve=curve,
             chosen=chosen,
@@ -213,16 +211,16 @@ class NetworkReductor:
             self._check_gain(operations, reduced)
         reduced.usual_distance = self._held_out.usual_distance(reduced)
         reduced.record(
-            fom=reductor.fom,
+            fom=self._offline.reductor.fom,
             bases=reduction.bases,
             singular_values=reduction.singular_values,
             points=reduction.points,
         )
-        return small
+        return small.network
 
     def _check_gain(self, operations: tuple[int, int], reduced: ReducedODELayer) -> None:
         """Warn if the reduced layer costs hardly less than the full one."""
-        costs = self._full_cost, self._offline[1].cost(reduced)
+        costs = self._full_cost, self._offline.example.cost(reduced)
         if operations[1] >= operations[0] or costs[1] * LEAST_GAIN > costs[0]:
             warnings.warn(
                 f"this reduction does not pay: an evaluation of the ODE function takes {operations[1]:,} multiply-adds "
@@ -235,37 +233,44 @@ class NetworkReductor:
 
     @cached_property
     def _full_cost(self) -> float:
-        layer, example = self._offline[:2]
-        return example.cost(layer)
+        return self._offline.example.cost(self._offline.layer)
 
     @cached_property
     def _copy(self) -> nn.Module:
         return _copied(self.network)  # calibration moves counters and caches of a copy only
 
     @cached_property
-    def _offline(self) -> tuple[ODELayer, _Example, Snapshots, SnapshotReductor]:
+    def _offline(self) -> _Offline:
         layer, example = self._copy.get_submodule(self.name), _Example()
         with layer.observe(example):
             snapshots = collect_snapshots(self._copy, self.name, self._calibration, progress=self.progress)
         fom = full_order_model(layer, example.y, example.u)
         u = None if example.u is None else snapshots.u
-        return layer, example, snapshots, SnapshotReductor(fom, snapshots.y, u, snapshots.t, self._gradients)
+        return _Offline(layer, example, snapshots, SnapshotReductor(fom, snapshots.y, u, snapshots.t, self._gradients))
 
-    def _gradients(self):
+    def _gradients(self) -> np.ndarray:
         generator = torch.Generator().manual_seed(self.seed)
         classes = self.metric in ("agreement", "accuracy")
         objective = self.objective or (classes_objective if classes else values_objective)(generator)
         return output_gradients(self._copy, self.name, self._calibration, objective, progress=self.progress)
 
 
-class _Unlabelled:
-    """Batches of calibration data, with no labels."""
+@dataclass(frozen=True, eq=False)
+class _Offline:
+    """What all reductions of a layer share: the layer, some of its states, its snapshots, and the model's reductor."""
 
-    def __init__(self, calibration: Calibration):
-        self.calibration = calibration
+    layer: ODELayer
+    example: _Example
+    snapshots: Snapshots
+    reductor: SnapshotReductor
 
-    def __iter__(self):
-        return ((batch, None) for batch in self.calibration)
+
+class _Small(NamedTuple):
+    """A smaller copy of the network, its reduced layer, and the reduction that made it."""
+
+    network: nn.Module
+    layer: ReducedODELayer
+    reduction: Reduction
 
 
 def _words(state_dim, points) -> str:
@@ -317,7 +322,7 @@ class _Example:
         return run_cost(layer, self.y) if self.u is None else run_cost(layer, self.y, lambda t: self.u)
 
 
-def _reduced_layer(layer: ODELayer, fom: OdeLayerModel, reduction, example: _Example) -> ReducedODELayer:
+def _reduced_layer(layer: ODELayer, reduction: Reduction, example: _Example) -> ReducedODELayer:
     dtype, device = example.y.dtype, example.y.device
     projected = "state" in reduction.bases
     reduced = ReducedODELayer(

@@ -120,6 +120,16 @@ class Validation:
         return _Outputs(output, layer, tuple(arguments[0] for arguments, _ in calls))
 
 
+class UnlabelledBatches:
+    """Batches of calibration data, with no labels."""
+
+    def __init__(self, calibration: Calibration):
+        self._calibration = calibration
+
+    def __iter__(self) -> Iterator[tuple[Batch, None]]:
+        return ((batch, None) for batch in self._calibration)
+
+
 class LabelledBatches:
     """Batches (inputs, labels) as pairs of network arguments and labels, that can be read again and again.
 
