@@ -15,13 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 OPERATIONS_PER_BYTE = 4
 
 
-def run_cost(layer: nn.Module, *arguments: Tensor | None) -> float:
+def run_cost(layer: nn.Module, y0: Tensor, *others: Any) -> float:
     """Return multiply–adds plus four times the bytes written, in one call, for each sample.
 
     Law: it depends on the layer and the arguments alone, not on the machine.
     """
-    operations, written, _ = count(layer, *arguments)
-    return (operations + OPERATIONS_PER_BYTE * written) / len(arguments[0])
+    operations, written, _ = count(layer, y0, *others)
+    return (operations + OPERATIONS_PER_BYTE * written) / len(y0)
 
 
 def count(function: Callable, *arguments: Any, **keywords: Any) -> tuple[int, int, Any]:

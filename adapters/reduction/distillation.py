@@ -224,20 +224,20 @@ def _mean_loss(network: nn.Module, lessons: Lessons, loss: Loss, outputs: Callab
 
 def _balance_scales(network: nn.Module, layer: ReducedODELayer, batch: Batch) -> None:
     """Scale the reduced coordinates to the same deviation: one rate then fits all, and the layer does the same."""
-    if isinstance(layer.encode, nn.Identity):
+    encode, decode, output = layer.encode, layer.decode, layer.ode.output
+    if not (isinstance(encode, nn.Linear) and isinstance(decode, nn.Linear)):
         return
-    with evaluation(network), recorded_calls(layer.decode) as calls:
+    with evaluation(network), recorded_calls(decode) as calls:
         call_network(network, batch)
     z = torch.cat([arguments[0].flatten(0, -2) for arguments, _ in calls])
     scale = z.double().std(0)
     scale = (scale / scale.mean()).clamp(min=1e-3).to(z.dtype)
     with torch.no_grad():
-        layer.encode.weight /= scale[:, None]
-        layer.encode.bias /= scale
-        layer.decode.weight *= scale
-        layer.ode.output.weight /= scale[:, None]
-        layer.ode.output.bias /= scale
-        for affine in (*layer.ode.stages, layer.ode.output):
+        for linear in (encode, output):
+            linear.weight.div_(scale[:, None])
+            linear.bias.div_(scale)
+        decode.weight.mul_(scale)
+        for affine in (*layer.ode.stages, output):
             _scale_columns(affine, "y", scale)
 
 

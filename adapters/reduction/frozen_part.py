@@ -42,7 +42,7 @@ def remembered(network: nn.Module, batches: Sequence[Batch]) -> Iterator[Callabl
     def remembering(module: nn.Module) -> Callable[..., Tensor]:
         compute = module.forward
 
-        def forward(*args, **kwargs) -> Tensor:
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
             if current is None:
                 return compute(*args, **kwargs)
             key = (module, current)
@@ -70,17 +70,17 @@ def remembered(network: nn.Module, batches: Sequence[Batch]) -> Iterator[Callabl
 
 def _before_reduced_layers(network: nn.Module, batch: Batch) -> dict[nn.Module, Tensor]:
     """Return the outermost modules with parameters that are done, once, before a reduced layer begins, and outputs."""
-    reduced = {module for module in network.modules() if isinstance(module, ReducedODELayer)}
+    reduced: set[nn.Module] = {module for module in network.modules() if isinstance(module, ReducedODELayer)}
     calls: Counter[nn.Module] = Counter()
     done: dict[nn.Module, tuple[Tensor, int]] = {}
     begun = False
 
-    def before(module: nn.Module, arguments: tuple) -> None:
+    def before(module: nn.Module, arguments: Any) -> None:
         nonlocal begun
         begun = begun or module in reduced
         calls[module] += 1
 
-    def after(module: nn.Module, arguments: tuple, output: Any) -> None:
+    def after(module: nn.Module, arguments: Any, output: Any) -> None:
         if not begun and isinstance(output, Tensor):
             done[module] = output, output._version
 

@@ -4,13 +4,14 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.ode_layer import ODELayer
-from torchmor.adapters.layers.placing import with_layers
+from torchmor.adapters.layers.placing import find_layer, with_layers
 from torchmor.adapters.networks.calibration import Calibration
 from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.adapters.networks.progress import shown
@@ -61,7 +62,6 @@ def output_gradients(
     calibration: Calibration,
     objective: Objective,
     *,
-    draws: int = 1,
     max_gradients: int = 6000,
     progress: bool = False,
 ) -> np.ndarray:
@@ -79,8 +79,6 @@ def output_gradients(
         Inputs.
     objective
         Output → scalar, the sum over samples.
-    draws
-        Backward passes of each sample, for objectives that draw at random.
     max_gradients
         Most gradients to keep, thinned evenly over samples and times.
     progress
@@ -96,7 +94,7 @@ def output_gradients(
         The output does not depend on the layer's states in a way that torch can differentiate.
     """
     network = copy.deepcopy(network).requires_grad_(False)
-    layer = _SegmentedLayer(network.get_submodule(name))
+    layer = _SegmentedLayer(find_layer(network, name))
     network = with_layers(network, {name: layer})
     reservoir = SnapshotReservoir(max_gradients)
     with evaluation(network), torch.enable_grad():
@@ -106,19 +104,15 @@ def output_gradients(
             output = call_network(network, batch)
             if not layer.states:
                 raise CalibrationError(f"expected the network to call its ODE layer {name!r}, got no call")
-            for draw in range(draws):
-                try:
-                    value = objective(output)
-                    found = torch.autograd.grad(
-                        value, layer.states, retain_graph=draw + 1 < draws, allow_unused=True, materialize_grads=True
-                    )
-                except (RuntimeError, AttributeError, TypeError, IndexError) as error:
-                    raise UnsupportedOperationError(
-                        "expected an output of the network that can be differentiated in the states of its ODE layer, "
-                        f'got {type(error).__name__}: {error}; give objective=lambda output: …, or use basis="pod"'
-                    ) from error
-                for gradient in found:
-                    reservoir.observe(torch.zeros(()), gradient, None)
+            try:
+                found = torch.autograd.grad(objective(output), layer.states, allow_unused=True, materialize_grads=True)
+            except (RuntimeError, AttributeError, TypeError, IndexError) as error:
+                raise UnsupportedOperationError(
+                    "expected an output of the network that can be differentiated in the states of its ODE layer, "
+                    f'got {type(error).__name__}: {error}; give objective=lambda output: …, or use basis="pod"'
+                ) from error
+            for gradient in found:
+                reservoir.observe(torch.zeros(()), gradient, None)
     return reservoir.snapshots().y
 
 
@@ -127,7 +121,8 @@ class _SegmentedLayer(nn.Module):
 
     def __init__(self, layer: ODELayer):
         super().__init__()
-        self.layer, self.states = layer, []
+        self.layer = layer
+        self.states: list[Tensor] = []
         settings = layer.settings
         interpolated = settings.output == "trajectory" and "step_size" in settings.options
         self.own_grid = settings.method in FIXED_GRID_METHODS and not interpolated
@@ -144,7 +139,7 @@ class _SegmentedLayer(nn.Module):
             interpolation=settings.interpolation,
         )
 
-    def forward(self, y0: Tensor, u=None, t: Sequence[float] | Tensor | None = None) -> Tensor:
+    def forward(self, y0: Tensor, u: Any = None, t: Sequence[float] | Tensor | None = None) -> Tensor:
         """Solve part after part."""
         settings = self.layer.settings
         times = [float(time) for time in (settings.t if t is None else t)]
@@ -175,10 +170,10 @@ class _SegmentedLayer(nn.Module):
             ends = sorted({*ends, *(i for i, time in enumerate(grid) if time in times)})
         return [grid[a : b + 1] for a, b in pairwise(ends)]
 
-    def _choose_steps(self, y0: Tensor, u, times: list[float]) -> None:
+    def _choose_steps(self, y0: Tensor, u: Any, times: list[float]) -> None:
         with torch.no_grad():
             whole = replace(self.layer.settings, output="final")
-            exact = self.layer.__class__(self.layer.func, **_arguments(whole))(y0, u, times)
+            exact = ODELayer(self.layer.func, **vars(whole))(y0, u, times)
             while self.steps < 64:
                 y = y0
                 for part in self._parts(times):
@@ -187,10 +182,6 @@ class _SegmentedLayer(nn.Module):
                     break
                 self.steps *= 2
         self.checked = True
-
-
-def _arguments(settings) -> dict:
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

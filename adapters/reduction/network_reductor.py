@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchmor.adapters.layers.arrays import to_tensor
 from torchmor.adapters.layers.ode_layer import ODELayer
-from torchmor.adapters.layers.placing import with_layers
+from torchmor.adapters.layers.placing import find_layer, with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import SolvedBlock
 from torchmor.adapters.models.conversion import chain_to_module
@@ -29,6 +29,7 @@ from torchmor.adapters.reduction.metrics import Metric, check_metric
 from torchmor.adapters.reduction.size_search import Candidate, choices, choose, solvers
 from torchmor.adapters.reduction.snapshots import Snapshots, collect_snapshots
 from torchmor.adapters.reduction.validation import HELD_OUT_SAMPLES, LabelledBatches, UnlabelledBatches, Validation
+from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, fixed_steps, set_solver, solved_by, solver_name
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import (
@@ -93,13 +94,13 @@ class NetworkReductor:
             )
         self._full_trials: dict[Steps | None, Candidate] = {}
         self._held_out = Validation(self._copy, name, UnlabelledBatches(held_out), HELD_OUT_SAMPLES)
-        if validation is None:
-            self._validation = self._held_out
-        elif metric == "accuracy":
-            batches = LabelledBatches(validation, batch_size, batch_to_inputs)
-            self._validation = Validation(self._copy, name, batches)
-        else:
-            batches = UnlabelledBatches(Calibration(validation, batch_size, batch_to_inputs, seed))
+        self._validation = self._held_out
+        if validation is not None:
+            batches = (
+                LabelledBatches(validation, batch_size, batch_to_inputs)
+                if metric == "accuracy"
+                else UnlabelledBatches(Calibration(validation, batch_size, batch_to_inputs, seed))
+            )
             self._validation = Validation(self._copy, name, batches)
 
     def reduce(
@@ -114,7 +115,7 @@ class NetworkReductor:
         energy_rtol: float | None = None,
         max_loss: float | None = 0.005,
         speedup: float | None = None,
-        solver: FixedSteps | Sequence | None = None,
+        solver: FixedSteps | Sequence[Any] | None = None,
     ) -> nn.Module:
         """Return a copy of the network with the layer reduced, as :func:`~torchmor.adapters.reduce_network` does.
 
@@ -169,7 +170,7 @@ class NetworkReductor:
 
     def _trial(self, network: nn.Module, steps: Steps | None, state_dim: Size, points: Any) -> Candidate:
         network = solved_by(network, self.name, steps)
-        layer = network.get_submodule(self.name)
+        layer = cast(SolvingLayer, network.get_submodule(self.name))
         cost, loss = self._offline.example.cost(layer), self._validation.loss(self.metric, network)
         return Candidate(state_dim, points, steps, Trial(_words(state_dim, points), solver_name(layer), cost, loss))
 
@@ -241,9 +242,15 @@ class NetworkReductor:
 
     @cached_property
     def _offline(self) -> _Offline:
-        layer, example = self._copy.get_submodule(self.name), _Example()
-        with layer.observe(example):
+        layer, first = find_layer(self._copy, self.name), list[_Example]()
+
+        def keep(t: Tensor, y: Tensor, u: Tensor | None) -> None:
+            if not first:
+                first.append(_Example(t.clone(), y[:4].clone(), None if u is None else u[:4].clone()))
+
+        with layer.observe(keep):
             snapshots = collect_snapshots(self._copy, self.name, self._calibration, progress=self.progress)
+        (example,) = first
         fom = full_order_model(layer, example.y, example.u)
         u = None if example.u is None else snapshots.u
         return _Offline(layer, example, snapshots, SnapshotReductor(fom, snapshots.y, u, snapshots.t, self._gradients))
@@ -273,7 +280,7 @@ class _Small(NamedTuple):
     reduction: Reduction
 
 
-def _words(state_dim, points) -> str:
+def _words(state_dim: Size, points: Any) -> str:
     if state_dim is None:
         return "full"
     size = ", ".join(map(str, points)) if isinstance(points, list) else str(points)
@@ -305,17 +312,13 @@ def _copied(network: nn.Module) -> nn.Module:
         ) from error
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Example:
-    """Keeps some states, and their inputs, of the first evaluation of the ODE function."""
+    """Some states, and their inputs, of the first evaluation of the ODE function."""
 
-    t: Tensor | None = None
-    y: Tensor | None = None
-    u: Tensor | None = None
-
-    def __call__(self, t, y, u):
-        if self.y is None:
-            self.t, self.y, self.u = t.clone(), y[:4].clone(), None if u is None else u[:4].clone()
+    t: Tensor
+    y: Tensor
+    u: Tensor | None
 
     def cost(self, layer: nn.Module) -> float:
         """Return what a forward pass of the layer costs for a sample, with an input that stays as it is."""

@@ -30,7 +30,7 @@ def reduce_network(
     metric: Metric = "relative",
     objective: Callable[[Any], Tensor] | None = None,
     validation: Any = None,
-    solver: FixedSteps | Sequence | None = None,
+    solver: FixedSteps | Sequence[Any] | None = None,
     batch_to_inputs: Callable[[Any], Any] | None = None,
     batch_size: int = 256,
     seed: int = 0,

@@ -130,9 +130,9 @@ def test_covariance_of_values_is_the_identity():
     torch.testing.assert_close(g.T @ g / len(g), torch.eye(2, dtype=torch.float64), rtol=0, atol=2e-2)
 
 
-def test_draws_and_thinning():
+def test_thinning():
     network, x = dense().double(), torch.randn(20, 5, dtype=torch.float64)
-    assert gradients(network, x, draws=3).shape[1] == 3 * gradients(network, x).shape[1]
+    assert gradients(network, x).shape[1] > 13
     assert gradients(network, x, max_gradients=13).shape == (10, 13)
 
 
