@@ -1,1 +1,1 @@
-"""The model order reduction engine of torchmor, on pyMOR, NumPy and SciPy. It never imports torch."""
+"""From a stage chain and its snapshots to a reduced model, with pyMOR, NumPy and SciPy; it never imports torch."""

@@ -1,1 +1,1 @@
-"""Files for other runtimes, from a reduced layer or network."""
+"""From a reduced layer or network to files for other runtimes."""

@@ -1,1 +1,1 @@
-"""A deployment copy of a reduced network, with projections merged into their neighbours."""
+"""From a reduced network to a deployment copy with projections merged into their neighbours."""

@@ -1,1 +1,1 @@
-"""Modules that run in a network, full and reduced, and their files."""
+"""From an ODE function or reduced operators to modules that run in a network, and to their files."""

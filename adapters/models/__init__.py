@@ -1,1 +1,1 @@
-"""A pyMOR model from a layer, and a layer from a pyMOR model."""
+"""From a layer to a pyMOR model, and back."""

@@ -1,1 +1,1 @@
-"""The ODE layers, batches and costs of somebody's network."""
+"""From somebody's network to its ODE layers, its batches and its costs."""

@@ -1,1 +1,1 @@
-"""A smaller network, from a network and calibration data."""
+"""From a network and calibration data to a smaller network."""

@@ -1,1 +1,1 @@
-"""A solved ODE, from settings, steps and input signals."""
+"""From settings, steps and input signals to a solved ODE."""

@@ -1,1 +1,1 @@
-"""The stage chain of an ODE function that is written in torch."""
+"""From an ODE function in torch to its stage chain."""

@@ -1,1 +1,1 @@
-"""Networks to train, from the sizes of a data set."""
+"""From the sizes of a data set to an untrained network."""

@@ -1,4 +1,4 @@
-"""The methods of the literature that reduced layers are compared with, for any network with an ODE layer.
+"""From a trained network to faster copies, by the methods of the literature.
 
 Each returns faster copies of a trained network, one for each size, and leaves the network itself as it is. None of them
 trains afterwards. The ODE layer keeps its name, its solver and its settings::

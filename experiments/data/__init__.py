@@ -1,1 +1,1 @@
-"""Data sets of images and of sequences."""
+"""From a name or files to a data set."""

@@ -1,1 +1,1 @@
-"""What a file of torchmor holds, in words."""
+"""From a file to what it holds, in words."""

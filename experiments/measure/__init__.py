@@ -1,1 +1,1 @@
-"""Accuracy, time and cost of networks, as rows of a comparison."""
+"""From networks and data to rows of accuracy, time and cost."""

@@ -1,1 +1,1 @@
-"""Tables, pictures, findings and reports, from the rows of a comparison."""
+"""From rows to tables, pictures, findings and reports."""

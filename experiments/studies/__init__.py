@@ -1,1 +1,1 @@
-"""Everything that a command compares, from data and recipes of networks to a report."""
+"""From data and recipes of networks to a comparison with its report."""
