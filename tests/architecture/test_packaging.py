@@ -51,8 +51,10 @@ def test_wheel_holds_every_file(tmp_path):
     (wheel,) = tmp_path.glob("torchmor-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
-    here = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if "__pycache__" not in path.parts)
-    assert files == {f"torchmor/{path.relative_to(ROOT).as_posix()}" for path in here if path.is_file()}
+    here = [
+        path for end in ("*.py", "py.typed", "*.jinja") for folder in FOLDERS for path in (ROOT / folder).rglob(end)
+    ]
+    assert files == {f"torchmor/{path.relative_to(ROOT).as_posix()}" for path in here}
     assert {f"torchmor/{folder}/py.typed" for folder in FOLDERS} < files
 
 
