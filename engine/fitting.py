@@ -129,14 +129,13 @@ class _Fit:
 
     def stage(self, stage: Stage) -> Stage:
         """Return a stage at its points, with a fitted argument."""
-        argument = stage.argument
         if stage.name in self.points:
-            argument = argument.restrict(stage.rows(self.points[stage.name]))
-        if self.absorbed.isdisjoint(argument.sources):
-            stage = replace(stage, argument=self._beside_the_exact_part(stage.name, argument))
+            stage = stage.restrict(self.points[stage.name])
+        if self.absorbed.isdisjoint(stage.argument.sources):
+            stage = replace(stage, argument=self._beside_the_exact_part(stage.name, stage.argument))
         else:
-            expression, values = fitted_argument(stage, argument, self.true)
-            stage = Stage(stage.name, expression, self._as_a_whole(stage.name, argument, values))
+            expression, values = fitted_argument(stage, self.true)
+            stage = Stage(stage.name, expression, self._as_a_whole(stage.name, stage.argument, values))
         g = functions.evaluate(stage.expression, stage.split(stage.argument.apply(self.reduced)))
         self.reduced[stage.name] = np.broadcast_to(g, (stage.size, self.columns))
         return stage

@@ -13,7 +13,7 @@ from scipy.special import erf, erfc, expit, log_expit, ndtr
 from torchmor.engine.expressions import Expression
 
 Function: TypeAlias = Callable[..., Any]
-Operand: TypeAlias = np.ndarray | float  # of a function of several: a constant stays a float
+Numbers: TypeAlias = np.ndarray | float  # constants stay floats
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772848, 1.0507009873554804934  # as in torch
 _HALF_SQRT_PI, _SQRT_2_PI = np.sqrt(np.pi) / 2, np.sqrt(2 * np.pi)
@@ -71,14 +71,14 @@ def _clamp_derivative(x: np.ndarray, min: float | None = None, max: float | None
     return (x >= (-np.inf if min is None else min)) & (x <= (np.inf if max is None else max))
 
 
-def _pow_derivatives(a: Operand, b: Operand) -> tuple[Operand, Operand]:
+def _pow_derivatives(a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
     by_base = np.where(b == 0, 0.0, b * np.power(a, b - 1.0))
     if type(b) is float:  # a constant
         return by_base, 0.0
     return by_base, np.where((a == 0) & (b >= 0), 0.0, np.power(a, b) * np.log(a))
 
 
-def _zeros(a: Operand, b: Operand) -> tuple[np.bool, np.bool]:
+def _zeros(a: Numbers, b: Numbers) -> tuple[np.bool, np.bool]:
     """Derivatives of what is piecewise constant."""
     return np.False_, np.False_
 
@@ -231,13 +231,13 @@ def derivatives(expression: Expression, arguments: Sequence[np.ndarray]) -> list
     """
     slots = [np.asarray(a) for a in arguments]
     # Of each slot, the derivatives by the arguments it depends on.
-    tangents: list[dict[int, Operand]] = [{i: np.float64(1)} for i in range(len(slots))]
+    tangents: list[dict[int, Numbers]] = [{i: np.float64(1)} for i in range(len(slots))]
     with np.errstate(all="ignore"):
         for instruction in expression.instructions:
             sources = [int(o[1:]) if isinstance(o, str) else None for o in instruction.operands]
             operands = [o if s is None else slots[s] for o, s in zip(instruction.operands, sources, strict=True)]
             parameters = dict(instruction.parameters)
-            tangent: dict[int, Operand] = {}
+            tangent: dict[int, Numbers] = {}
             partials = DERIVATIVES[instruction.function](*operands, **parameters)
             for source, partial in zip(sources, partials, strict=True):
                 for i, inner in tangents[source].items() if source is not None else ():

@@ -72,21 +72,17 @@ def sources_read(chain: StageChain, affine: AffineMap, absorbed: Collection[str]
     return tuple(name for name in ("y", "u", "t", *maps) if name in found)
 
 
-def fitted_argument(
-    stage: Stage, argument: AffineMap, values: Mapping[str, np.ndarray]
-) -> tuple[Expression, np.ndarray]:
+def fitted_argument(stage: Stage, values: Mapping[str, np.ndarray]) -> tuple[Expression, np.ndarray]:
     """Return the function of a stage that reads absorbed ones, and the values that its argument is fitted to.
 
     Parameters
     ----------
     stage
-        The stage.
-    argument
-        Its argument, at some components.
+        The stage, at all or some of its components.
     values
         Of all sources.
     """
-    true, psi = argument.apply(values), of_quotient(stage.expression)
+    true, psi = stage.argument.apply(values), of_quotient(stage.expression)
     if psi is None:
         return stage.expression, true
     numerator, divisor = stage.split(true)

@@ -13,7 +13,7 @@ from pymor.vectorarrays.interface import VectorArray
 from pymor.vectorarrays.numpy import NumpyVectorSpace
 
 from torchmor.engine.affine import AffineMap
-from torchmor.engine.chain_algebra import componentwise
+from torchmor.engine.chain_algebra import componentwise, linear_chain
 from torchmor.engine.expressions import Expression, Parameter
 from torchmor.engine.stages import StageChain
 
@@ -73,9 +73,7 @@ class OdeFunctionOperator(Operator):
         jacobian = self.chain.jacobian(U.to_numpy(), u, t)
         name = f"{self.name}_jacobian"
         if any(affine.is_opaque for affine in self.chain.maps):
-            output = AffineMap(("y",), (self.source.dim,), jacobian, np.zeros(self.range.dim))
-            chain = StageChain(self.source.dim, 0, (), output)
-            return OdeFunctionOperator(chain, solver=self._jacobian_solver, name=name)
+            return OdeFunctionOperator(linear_chain(jacobian), solver=self._jacobian_solver, name=name)
         return NumpyMatrixOperator(jacobian @ np.eye(self.source.dim), solver=self._jacobian_solver, name=name)
 
     def restricted(self, dofs: np.ndarray) -> tuple["OdeFunctionOperator", np.ndarray]:
@@ -94,19 +92,13 @@ def componentwise_operator(function: Expression | str, size: int, **parameters: 
 
     Parameters
     ----------
-    function
-        φ: an :class:`~torchmor.engine.expressions.Expression` of one argument, or the name of a primitive.
-    size
-        Size of y.
-    parameters
-        Parameters of the primitive, as in ``componentwise_operator("leaky_relu", size, negative_slope=0.1)``.
+    function, size, parameters
+        As in :func:`~torchmor.engine.chain_algebra.componentwise`: ``componentwise_operator("elu", size, alpha=0.5)``.
 
     Raises
     ------
-    ShapeError
-        φ has several arguments.
-    ValueError
-        The name is no primitive, or the primitive has no such parameter.
+    ShapeError, ValueError
+        As there.
     """
     chain = componentwise(function, size, **parameters)
     return OdeFunctionOperator(chain, name=function if isinstance(function, str) else function.text(["y"]))
@@ -138,7 +130,7 @@ class InitialStateOperator(Operator):
         """The affine map from the initial state to the model's state, the identity too."""
         if self.encode is not None:
             return self.encode
-        return AffineMap(("y",), (self.dim,), sps.eye_array(self.dim, format="csr"), np.zeros(self.dim))
+        return AffineMap.from_blocks({"y": sps.eye_array(self.dim, format="csr")})
 
     def apply(self, U: VectorArray, mu: Mu | None = None) -> VectorArray:
         assert U in self.source

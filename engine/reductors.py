@@ -69,11 +69,10 @@ class OdeLayerReductor(ProjectionBasedReductor):
         trial, test = self.bases["RB"].to_numpy(), self.bases["test"].to_numpy()
         offset = None if self.offset is None else self.offset.to_numpy()[:, 0]
         c = np.zeros(len(trial)) if offset is None else offset
-        r, n = trial.shape[1], trial.shape[0]
         return {
             "chain": self.reduced_chain(trial, test, offset),
-            "encode": AffineMap(("y",), (n,), test.T, -test.T @ c),
-            "decode": AffineMap(("y",), (r,), trial, c),
+            "encode": AffineMap.from_blocks({"y": test.T}, -test.T @ c),
+            "decode": AffineMap.from_blocks({"y": trial}, c),
         }
 
     def reduced_chain(self, trial: np.ndarray | None, test: np.ndarray | None, offset: np.ndarray | None) -> StageChain:

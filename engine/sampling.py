@@ -147,11 +147,10 @@ class StageSampler:
         for later in self.chain.stages:
             if later.name in absorbed or stage.name not in sources_read(self.chain, later.argument, absorbed):
                 continue
-            points = sampled.get(later.name)
-            argument = later.argument if points is None else later.argument.restrict(later.rows(points))
-            if absorbed.isdisjoint(argument.sources):
-                shares.append(own(argument))
+            part = later.restrict(sampled[later.name]) if later.name in sampled else later
+            if absorbed.isdisjoint(part.argument.sources):
+                shares.append(own(part.argument))
             else:
-                shares.append(fitted_argument(later, argument, self.training.sources)[1])
+                shares.append(fitted_argument(part, self.training.sources)[1])
         centred = [share - share.mean(axis=1, keepdims=True) for share in shares]
         return np.concatenate([share / max(np.linalg.norm(share), np.finfo(float).tiny) for share in centred])

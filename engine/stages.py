@@ -51,6 +51,10 @@ class Stage:
         offsets = self.size * np.arange(self.expression.arity)
         return (offsets[:, np.newaxis] + np.asarray(dofs, dtype=np.int64)).ravel()
 
+    def restrict(self, dofs: np.ndarray) -> Stage:
+        """Keep the components ``dofs`` of g; any order, repeats allowed."""
+        return replace(self, argument=self.argument.restrict(self.rows(dofs)))
+
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """Split rows (q · size, k) of the argument map into the q arguments (size, k)."""
         return np.split(values, self.expression.arity)
@@ -226,7 +230,7 @@ class StageChain:
         for stage in reversed(self.stages):
             kept[stage.name] = needed.get(stage.name, np.zeros(0, dtype=np.int64))
             if len(kept[stage.name]):
-                arguments[stage.name] = stage.argument.restrict(stage.rows(kept[stage.name]))
+                arguments[stage.name] = stage.restrict(kept[stage.name]).argument
                 _needs(needed, arguments[stage.name])
         source_dofs = needed.get("y", np.zeros(0, dtype=np.int64))
         columns = {"y": source_dofs, **kept}
@@ -267,10 +271,9 @@ class StageChain:
             lifts["y"] = Lift(np.eye(self.state_size), offset)
         stages = []
         for stage in self.stages:
-            argument, sampling = stage.argument, (interpolations or {}).get(stage.name)
-            if sampling is not None:
-                argument = argument.restrict(stage.rows(sampling.points))
-            stages.append(replace(stage, argument=argument.substitute(lifts)))
+            sampling = (interpolations or {}).get(stage.name)
+            part = stage if sampling is None else stage.restrict(sampling.points)
+            stages.append(replace(part, argument=part.argument.substitute(lifts)))
             if sampling is not None:
                 lifts[stage.name] = Lift(sampling.lift)
         output = self.output if test is None else self.output.project(test)
