@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sps
@@ -12,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from torchmor.engine.errors import ShapeError
 
-Matrix = np.ndarray | sps.sparray | LinearOperator
+Matrix: TypeAlias = np.ndarray | sps.sparray | LinearOperator
 
 #: Rows of an opaque map are transposed products of unit vectors, in chunks of about this many bytes.
 CHUNK_BYTES = 64 * 2**20
@@ -66,7 +66,7 @@ class AffineMap:
     linear: Matrix
     shift: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expected = (len(self.shift), sum(self.sizes))
         if len(self.sources) != len(self.sizes) or tuple(self.linear.shape) != expected:
             raise ShapeError(
@@ -75,7 +75,7 @@ class AffineMap:
             )
 
     @classmethod
-    def from_blocks(cls, blocks: Mapping[str, np.ndarray | sps.sparray], shift=None) -> AffineMap:
+    def from_blocks(cls, blocks: Mapping[str, np.ndarray | sps.sparray], shift: np.ndarray | None = None) -> AffineMap:
         """Build the map ``Σ blocks[s] @ s + shift`` from one matrix per source."""
         blocks = dict(blocks)
         rows = len(shift) if shift is not None else next(iter(blocks.values())).shape[0]
@@ -135,9 +135,9 @@ class AffineMap:
         if source not in self.sources:
             return np.zeros(0, dtype=np.int64)
         block = self.blocks()[source]
-        if sps.issparse(block):
-            return np.unique(block.tocoo().coords[1][block.tocoo().data != 0]).astype(np.int64)
-        return np.flatnonzero(np.any(block != 0, axis=0))
+        if isinstance(block, np.ndarray):
+            return np.flatnonzero(np.any(block != 0, axis=0))
+        return np.unique(block.tocoo().coords[1][block.tocoo().data != 0]).astype(np.int64)
 
     def select(self, columns: Mapping[str, np.ndarray]) -> AffineMap:
         """Keep some entries of some sources; a source of which none is left is dropped."""
@@ -190,13 +190,22 @@ class AffineMap:
 
 def dense(matrix: np.ndarray | sps.sparray) -> np.ndarray:
     """Return a matrix as an array."""
-    return matrix.toarray() if sps.issparse(matrix) else matrix
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
 
 
 def accumulate(totals: dict[str, Any], terms: Mapping[str, Any]) -> None:
     """Add what each source has to its total."""
     for source, term in terms.items():
         totals[source] = totals[source] + term if source in totals else term
+
+
+def by_products(
+    shape: tuple[int, int], product: Callable[[np.ndarray], np.ndarray], transposed: Callable[[np.ndarray], np.ndarray]
+) -> LinearOperator:
+    """Return the opaque matrix of given products with a column, or with several."""
+    return LinearOperator(
+        shape, matvec=product, rmatvec=transposed, matmat=product, rmatmat=transposed, dtype=np.float64
+    )
 
 
 def _transposed_product(linear: Matrix, columns: np.ndarray) -> np.ndarray:
@@ -215,7 +224,7 @@ def _rows(linear: LinearOperator, dofs: np.ndarray) -> np.ndarray | sps.csr_arra
     return rows.toarray() if rows.nnz > DENSE_SHARE * np.prod(rows.shape) else rows
 
 
-def _hstack(blocks: list, rows: int) -> np.ndarray | sps.csr_array:
+def _hstack(blocks: list[np.ndarray | sps.sparray], rows: int) -> np.ndarray | sps.csr_array:
     if not blocks:
         return np.zeros((rows, 0))
     if all(sps.issparse(block) for block in blocks):

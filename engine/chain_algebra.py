@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import scipy.linalg as spla
 import scipy.sparse as sps
 from scipy.sparse.linalg import LinearOperator, splu
 
-from torchmor.engine.affine import AffineMap, Lift, Matrix, accumulate, dense
+from torchmor.engine.affine import AffineMap, Lift, Matrix, accumulate, by_products, dense
 from torchmor.engine.errors import ShapeError, UnsupportedOperationError
 from torchmor.engine.expressions import Expression, Parameter
 from torchmor.engine.stages import Stage, StageChain
@@ -127,7 +128,8 @@ def linear_combination(chains: Sequence[StageChain], coefficients: Sequence[floa
     kept = [(chain, float(_real(c))) for chain, c in zip(chains, coefficients, strict=True) if c]
     if not kept:
         return constant_chain(np.zeros(size), state_size)
-    stages, outputs = [], []
+    stages: list[Stage] = []
+    outputs: list[AffineMap] = []
     for chain, _ in kept:
         chain = chain.numbered(len(stages) + 1)
         stages.extend(chain.stages)
@@ -144,7 +146,7 @@ def stack(chains: Sequence[StageChain]) -> StageChain:
         compose(linear_chain(identity[:, end - chain.output.size : end]), chain)
         for chain, end in zip(chains, ends, strict=True)
     ]
-    return linear_combination(embedded, np.ones(len(chains)))
+    return linear_combination(embedded, [1.0] * len(chains))
 
 
 def block_chain(blocks: Sequence[Sequence[StageChain]]) -> StageChain:
@@ -159,7 +161,7 @@ def block_chain(blocks: Sequence[Sequence[StageChain]]) -> StageChain:
     ]
     return stack(
         [
-            linear_combination([compose(f, part) for f, part in zip(row, parts, strict=True)], np.ones(len(row)))
+            linear_combination([compose(f, part) for f, part in zip(row, parts, strict=True)], [1.0] * len(row))
             for row in blocks
         ]
     )
@@ -188,7 +190,7 @@ def left_divide(divisor: StageChain, chain: StageChain) -> StageChain:
     if isinstance(matrix, LinearOperator):
         matrix = divisor.output.blocks()["y"]
 
-    def solve(columns):
+    def solve(columns: Matrix) -> np.ndarray:
         columns = dense(columns)
         if sps.issparse(matrix):
             return splu(sps.csc_array(matrix)).solve(np.ascontiguousarray(columns))
@@ -210,7 +212,7 @@ def fix(chain: StageChain, u: np.ndarray | None = None, t: float | None = None) 
         if value is not None and chain.reads(source)
     }
 
-    def fixed(affine):
+    def fixed(affine: AffineMap) -> AffineMap:
         return affine.substitute(lifts).select({}) if set(lifts) & set(affine.sources) else affine
 
     stages = tuple(replace(stage, argument=fixed(stage.argument)) for stage in chain.stages)
@@ -241,12 +243,12 @@ def _through(affine: AffineMap, source: str, inner: AffineMap) -> AffineMap:
         accumulate(blocks, {s: block @ b for s, b in inner.blocks().items()})
         return AffineMap.from_blocks(blocks, shift)
 
-    def forward(tangents):
+    def forward(tangents: dict[str, np.ndarray]) -> np.ndarray:
         # the source itself may also be one of inner: its tangent belongs to inner alone
         direct = {s: tangent for s, tangent in tangents.items() if s != source}
         return affine.derivative({**direct, source: inner.derivative(tangents)})
 
-    def reverse(cotangent):
+    def reverse(cotangent: np.ndarray) -> dict[str, np.ndarray]:
         total = affine.adjoint(cotangent)
         accumulate(total, inner.adjoint(total.pop(source)))
         return total
@@ -260,18 +262,18 @@ def _through(affine: AffineMap, source: str, inner: AffineMap) -> AffineMap:
 def _sum(maps: Sequence[AffineMap], coefficients: Sequence[float]) -> AffineMap:
     """Return ``Σ coefficients_i maps_i``."""
     terms = list(zip(coefficients, maps, strict=True))
-    shift = sum(c * affine.shift for c, affine in terms)
+    shift = sum((c * affine.shift for c, affine in terms), np.zeros(maps[0].size))
     if not any(affine.is_opaque for affine in maps):
-        blocks: dict = {}
+        blocks: dict[str, np.ndarray | sps.sparray] = {}
         for c, affine in terms:
             accumulate(blocks, {s: c * block for s, block in affine.blocks().items()})
         return AffineMap.from_blocks(blocks, shift)
 
-    def forward(tangents):
-        return sum(c * affine.derivative(tangents) for c, affine in terms)
+    def forward(tangents: dict[str, np.ndarray]) -> np.ndarray:
+        return reduce(np.add, (c * affine.derivative(tangents) for c, affine in terms))
 
-    def reverse(cotangent):
-        total: dict = {}
+    def reverse(cotangent: np.ndarray) -> dict[str, np.ndarray]:
+        total: dict[str, np.ndarray] = {}
         for c, affine in terms:
             accumulate(total, affine.adjoint(c * cotangent))
         return total
@@ -280,29 +282,26 @@ def _sum(maps: Sequence[AffineMap], coefficients: Sequence[float]) -> AffineMap:
     return _opaque(sizes, shift, forward, reverse)
 
 
-def _opaque(sizes: Mapping[str, int], shift: np.ndarray, forward: Callable, reverse: Callable) -> AffineMap:
+def _opaque(
+    sizes: Mapping[str, int],
+    shift: np.ndarray,
+    forward: Callable[[dict[str, np.ndarray]], np.ndarray],
+    reverse: Callable[[np.ndarray], dict[str, np.ndarray]],
+) -> AffineMap:
     """Return a map known by its products with tangents, and its transposed products, per source."""
     if not sizes:
         return AffineMap.from_blocks({}, shift)
     shape, ends = (len(shift), sum(sizes.values())), np.cumsum(list(sizes.values()))[:-1]
 
-    def product(columns):
+    def product(columns: np.ndarray) -> np.ndarray:
         parts = np.split(columns.reshape(shape[1], -1), ends)
         return np.broadcast_to(forward(dict(zip(sizes, parts, strict=True))), (shape[0], parts[0].shape[1]))
 
-    def transposed_product(columns):
+    def transposed_product(columns: np.ndarray) -> np.ndarray:
         total = reverse(columns.reshape(shape[0], -1))
         return np.concatenate([total[source] for source in sizes])
 
-    linear = LinearOperator(
-        shape,
-        matvec=product,
-        rmatvec=transposed_product,
-        matmat=product,
-        rmatmat=transposed_product,
-        dtype=np.float64,
-    )
-    return AffineMap(tuple(sizes), tuple(sizes.values()), linear, shift)
+    return AffineMap(tuple(sizes), tuple(sizes.values()), by_products(shape, product, transposed_product), shift)
 
 
 def _input_size(*chains: StageChain) -> int:
@@ -321,7 +320,7 @@ def _linear_part(chain: StageChain, verb: str) -> Matrix:
     return chain.output.linear if chain.output.sources else sps.csr_array((chain.output.size, chain.state_size))
 
 
-def _real(array):
+def _real(array: Any) -> Any:
     if np.iscomplexobj(array):
         raise UnsupportedOperationError(
             "expected real numbers, got complex ones, which stage chains and their modules do not hold: write "

@@ -185,7 +185,7 @@ class Explanation:
             for row in rows
         ]
 
-    def __str__(self):
+    def __str__(self) -> str:
         before, after = self.operations
         held_out = ", ".join(f"{name} {_short(error)}" for name, error in self.errors.items())
         return "\n".join(
@@ -206,7 +206,7 @@ class Explanation:
         )
 
     def _legend(self) -> list[str]:
-        words = {
+        words: dict[str, list[float | None]] = {
             "error: of what reads the stage (of the state: of its derivative), on snapshots held out of its fit": [
                 part.error for part in self.parts
             ],

@@ -81,7 +81,7 @@ class Expression:
     arity: int
     instructions: tuple[Instruction, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.arity < 1:
             raise ValueError(f"expected an expression of at least one argument, got arity {self.arity}")
         for slot, instruction in enumerate(self.instructions, start=self.arity):
@@ -107,7 +107,7 @@ class Expression:
             () if index == arity - 1 else (Instruction("identity", (f"%{index}",)),),
         )
 
-    def evaluate(self, table: Mapping[str, Callable], arguments: Sequence[Any]) -> Any:
+    def evaluate(self, table: Mapping[str, Callable[..., Any]], arguments: Sequence[Any]) -> Any:
         """Value at arrays or tensors that broadcast against each other; constants stay Python floats."""
         slots = list(arguments)
         for instruction in self.instructions:
@@ -168,7 +168,7 @@ class Expression:
         """The same function in a longer argument list: argument i becomes argument ``mapping[i]``."""
         return self.substitute([Expression.argument(i, arity) for i in mapping])
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """As data of strict JSON; a number that is not finite becomes a string."""
         return {
             "arity": self.arity,
@@ -234,7 +234,7 @@ def apply_primitive(
     return Expression.of(function, **(parameters or {})).substitute(operands)
 
 
-def _check(instruction: Instruction, slot: int):
+def _check(instruction: Instruction, slot: int) -> None:
     """Raise ValueError unless the instruction can fill the slot."""
     function, operands = instruction.function, instruction.operands
     if function not in PRIMITIVES:
@@ -265,11 +265,11 @@ def _sorted(
     )
 
 
-def _to_json(value):
+def _to_json(value: Parameter) -> Parameter:
     return repr(value) if isinstance(value, float) and not isfinite(value) else value
 
 
-def _from_json(value):
+def _from_json(value: Any) -> Operand:
     if value in ("inf", "-inf", "nan"):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
@@ -277,13 +277,13 @@ def _from_json(value):
     return value if isinstance(value, str) else float(value)
 
 
-def _typed(value, kind: type):
+def _typed(value: Any, kind: type) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(f"expected {kind.__name__}, got {value!r}")
     return value
 
 
-def _unpack(data, first: type, *keys: str):
+def _unpack(data: Any, first: type, *keys: str) -> tuple[Any, ...]:
     """The values of a dict of exactly these keys, the first of the given type."""
     if set(_typed(data, dict)) != set(keys):
         raise ValueError(f"expected the keys {keys}, got {tuple(data)}")

@@ -106,27 +106,36 @@ def fit_chain(
 class _Fit:
     """Fits the maps of a chain one after the other: each reads what the fits before it yield."""
 
-    def __init__(self, chain, trial, test, offset, points, training, ridge, absorbed):
+    def __init__(
+        self,
+        chain: StageChain,
+        trial: np.ndarray | None,
+        test: np.ndarray | None,
+        offset: np.ndarray | None,
+        points: Mapping[str, np.ndarray],
+        training: Training,
+        ridge: float | None,
+        absorbed: Collection[str],
+    ):
         self.chain, self.test, self.points, self.ridge = chain, test, points, ridge
         self.absorbed = frozenset(absorbed)
         self.lifts = {} if trial is None else {"y": Lift(trial, offset)}
         self.columns = training.y.shape[1]
         self.true = training.sources
-        self.reduced = {name: self.true[name] for name in ("y", "u", "t") if name in self.true}
-        if trial is not None:
+        self.reduced: dict[str, np.ndarray] = {name: self.true[name] for name in ("y", "u", "t") if name in self.true}
+        if test is not None:
             self.reduced["y"] = test.T @ (training.y if offset is None else training.y - offset[:, np.newaxis])
         self.errors: dict[str, float] = {}
 
     def stage(self, stage: Stage) -> Stage:
         """Return a stage at its points, with a fitted argument."""
-        argument = stage.argument
         if stage.name in self.points:
-            argument = argument.restrict(stage.rows(self.points[stage.name]))
-        if self.absorbed.isdisjoint(argument.sources):
-            stage = replace(stage, argument=self._beside_the_exact_part(stage.name, argument))
+            stage = stage.restrict(self.points[stage.name])
+        if self.absorbed.isdisjoint(stage.argument.sources):
+            stage = replace(stage, argument=self._beside_the_exact_part(stage.name, stage.argument))
         else:
-            expression, values = fitted_argument(stage, argument, self.true)
-            stage = Stage(stage.name, expression, self._as_a_whole(stage.name, argument, values))
+            expression, values = fitted_argument(stage, self.true)
+            stage = Stage(stage.name, expression, self._as_a_whole(stage.name, stage.argument, values))
         g = functions.evaluate(stage.expression, stage.split(stage.argument.apply(self.reduced)))
         self.reduced[stage.name] = np.broadcast_to(g, (stage.size, self.columns))
         return stage

@@ -5,35 +5,39 @@ as in torch: 1 / 0 is infinite, log(-1) is NaN. At a kink the derivative is the 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy.special import erf, erfc, expit, log_expit, ndtr
 
 from torchmor.engine.expressions import Expression
 
+Function: TypeAlias = Callable[..., Any]
+Numbers: TypeAlias = np.ndarray | float  # constants stay floats
+
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772848, 1.0507009873554804934  # as in torch
 _HALF_SQRT_PI, _SQRT_2_PI = np.sqrt(np.pi) / 2, np.sqrt(2 * np.pi)
 
 
-def _elu(x, alpha=1.0, scale=1.0, input_scale=1.0):
+def _elu(x: np.ndarray, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> np.ndarray:
     return np.where(x > 0, scale * x, alpha * scale * np.expm1(input_scale * np.minimum(x, 0)))
 
 
-def _elu_derivative(x, alpha=1.0, scale=1.0, input_scale=1.0):
+def _elu_derivative(x: np.ndarray, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> np.ndarray:
     return np.where(x > 0, scale, alpha * scale * input_scale * np.exp(input_scale * np.minimum(x, 0)))
 
 
-def _gelu_argument(x):
+def _gelu_argument(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The u and u' for which tanh's approximation of GELU is x sigmoid(u)."""
     c = 2 * np.sqrt(2 / np.pi)
     return c * (x + 0.044715 * x**3), c * (1 + 3 * 0.044715 * x**2)
 
 
-def _gelu(x, approximate="none"):
+def _gelu(x: np.ndarray, approximate: str = "none") -> np.ndarray:
     return x * (ndtr(x) if approximate == "none" else expit(_gelu_argument(x)[0]))
 
 
-def _gelu_derivative(x, approximate="none"):
+def _gelu_derivative(x: np.ndarray, approximate: str = "none") -> np.ndarray:
     if approximate == "none":
         return ndtr(x) + x * np.exp(-(x**2) / 2) / _SQRT_2_PI
     x = np.clip(x, -1e3, 1e3)  # beyond, the derivative is 0 or 1, and u' might overflow
@@ -41,7 +45,7 @@ def _gelu_derivative(x, approximate="none"):
     return expit(u) + x * expit(u) * expit(-u) * du
 
 
-def _tanh_softplus(x):
+def _tanh_softplus(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """tanh(log(1 + exp(x))) and its derivative, without cancellation."""
     e = np.exp(-np.abs(x))
     a, b = np.where(x > 0, 1.0, e), np.where(x > 0, e, 1.0)  # exp(x) = a / b
@@ -50,37 +54,37 @@ def _tanh_softplus(x):
     return numerator / denominator, 4 * a * b**2 * (a + b) / denominator**2
 
 
-def _softplus(x, beta=1.0, threshold=20.0):
+def _softplus(x: np.ndarray, beta: float = 1.0, threshold: float = 20.0) -> np.ndarray:
     return np.where(beta * x > threshold, x, np.logaddexp(0, beta * x) / beta)
 
 
-def _softplus_derivative(x, beta=1.0, threshold=20.0):
+def _softplus_derivative(x: np.ndarray, beta: float = 1.0, threshold: float = 20.0) -> np.ndarray:
     return np.where(beta * x > threshold, 1.0, expit(beta * x))
 
 
-def _mish_derivative(x):
+def _mish_derivative(x: np.ndarray) -> np.ndarray:
     value, derivative = _tanh_softplus(x)
     return value + np.clip(x, -1e3, 1e3) * derivative
 
 
-def _clamp_derivative(x, min=None, max=None):
+def _clamp_derivative(x: np.ndarray, min: float | None = None, max: float | None = None) -> np.ndarray:
     return (x >= (-np.inf if min is None else min)) & (x <= (np.inf if max is None else max))
 
 
-def _pow_derivatives(a, b):
+def _pow_derivatives(a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
     by_base = np.where(b == 0, 0.0, b * np.power(a, b - 1.0))
     if type(b) is float:  # a constant
         return by_base, 0.0
     return by_base, np.where((a == 0) & (b >= 0), 0.0, np.power(a, b) * np.log(a))
 
 
-def _zeros(a, b):
+def _zeros(a: Numbers, b: Numbers) -> tuple[np.bool, np.bool]:
     """Derivatives of what is piecewise constant."""
     return np.False_, np.False_
 
 
 # Primitives of one operand: value and derivative.
-_ONE = {
+_ONE: dict[str, tuple[Function, Function]] = {
     "neg": (np.negative, lambda x: -1.0),
     "reciprocal": (np.reciprocal, lambda x: -1 / x / x),
     "square": (np.square, lambda x: 2 * x),
@@ -159,7 +163,7 @@ _ONE = {
 }
 
 # Primitives that see truth values as they are, or several operands: value and tuple of derivatives.
-_MANY = {
+_MANY: dict[str, tuple[Function, Function]] = {
     "identity": (lambda x: x, lambda x: (np.True_,)),
     "add": (np.add, lambda a, b: (np.True_, np.True_)),
     "sub": (np.subtract, lambda a, b: (np.True_, -1.0)),
@@ -188,25 +192,25 @@ _MANY = {
 }
 
 
-def _of_floats(function: Callable) -> Callable:
+def _of_floats(function: Function) -> Function:
     # NumPy would take the exponential of truth values in half precision.
     return lambda x, **parameters: function(np.asarray(x, dtype=float), **parameters)
 
 
-def _tuple_of(function: Callable) -> Callable:
+def _tuple_of(function: Function) -> Function:
     return lambda x, **parameters: (function(x, **parameters),)
 
 
 _silent = np.errstate(all="ignore")
 
 #: Values of the primitives: name -> f(*operands, **parameters).
-VALUES: dict[str, Callable] = {name: _silent(_of_floats(value)) for name, (value, _) in _ONE.items()} | {
+VALUES: dict[str, Function] = {name: _silent(_of_floats(value)) for name, (value, _) in _ONE.items()} | {
     name: _silent(value) for name, (value, _) in _MANY.items()
 }
 
 #: Their derivatives: name -> f(*operands, **parameters), a tuple of one partial derivative by each operand.
 #: One that is a truth value selects: its product with infinity is 0 or infinity, never NaN.
-DERIVATIVES: dict[str, Callable] = {
+DERIVATIVES: dict[str, Function] = {
     name: _silent(_of_floats(_tuple_of(derivative))) for name, (_, derivative) in _ONE.items()
 } | {name: _silent(derivatives) for name, (_, derivatives) in _MANY.items()}
 
@@ -227,13 +231,13 @@ def derivatives(expression: Expression, arguments: Sequence[np.ndarray]) -> list
     """
     slots = [np.asarray(a) for a in arguments]
     # Of each slot, the derivatives by the arguments it depends on.
-    tangents: list[dict[int, np.ndarray]] = [{i: np.float64(1)} for i in range(len(slots))]
+    tangents: list[dict[int, Numbers]] = [{i: np.float64(1)} for i in range(len(slots))]
     with np.errstate(all="ignore"):
         for instruction in expression.instructions:
             sources = [int(o[1:]) if isinstance(o, str) else None for o in instruction.operands]
             operands = [o if s is None else slots[s] for o, s in zip(instruction.operands, sources, strict=True)]
             parameters = dict(instruction.parameters)
-            tangent: dict[int, np.ndarray] = {}
+            tangent: dict[int, Numbers] = {}
             partials = DERIVATIVES[instruction.function](*operands, **parameters)
             for source, partial in zip(sources, partials, strict=True):
                 for i, inner in tangents[source].items() if source is not None else ():

@@ -1,12 +1,15 @@
 """Input signals u(t) of pyMOR models."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from pymor.analyticalproblems.functions import Function, GenericFunction
 
 from torchmor.engine.errors import InputError
 
 
-def input_function(u, dim, times=None, interpolation="linear"):
+def input_function(u: Any, dim: int, times: Sequence[float] | None = None, interpolation: str = "linear") -> Any:
     """Return the input of a model as a pyMOR Function of time.
 
     Parameters
@@ -41,7 +44,7 @@ def input_function(u, dim, times=None, interpolation="linear"):
     return SampledInput(u, times, interpolation)
 
 
-def _value(u, dim):
+def _value(u: Any, dim: int) -> np.ndarray:
     u = np.asarray(u, dtype=np.float64)
     if u.size != dim:
         raise InputError(f"expected an input of {dim} channels, got shape {u.shape}")
@@ -64,14 +67,14 @@ class SampledInput(GenericFunction):
         'linear' or 'previous'.
     """
 
-    def __init__(self, samples, times, interpolation="linear"):
+    def __init__(self, samples: np.ndarray, times: Sequence[float], interpolation: str = "linear"):
         if interpolation not in ("linear", "previous"):
             raise InputError(f"expected interpolation 'linear' or 'previous', got {interpolation!r}")
         samples, times = np.asarray(samples, dtype=np.float64), tuple(float(t) for t in times)
         sign = 1.0 if times[-1] >= times[0] else -1.0
         knots = sign * np.asarray(times)
 
-        def value(t):
+        def value(t: np.ndarray) -> np.ndarray:
             s = sign * t[..., 0]
             if interpolation == "linear":
                 return np.stack([np.interp(s, knots, column) for column in samples.T], axis=-1)
@@ -81,7 +84,7 @@ class SampledInput(GenericFunction):
         self.__auto_init(locals())
 
     @property
-    def kinks(self):
+    def kinks(self) -> tuple[float, ...]:
         """Times at which the signal or its derivative jumps; adaptive solvers must not step across them."""
         # "previous" does not jump at the first time, and a single sample nowhere
         return self.times[1:] if self.interpolation == "previous" or len(self.times) == 1 else self.times

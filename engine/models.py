@@ -1,14 +1,21 @@
 """The pyMOR model of an ODE layer."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from pymor.models.basic import InstationaryModel
 from pymor.operators.constructions import IdentityOperator
+from pymor.operators.interface import Operator
 from pymor.parameters.base import Mu
+from pymor.vectorarrays.interface import VectorArray
 
+from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import InputError
 from torchmor.engine.inputs import input_function
 from torchmor.engine.operators import InitialStateOperator, OdeFunctionOperator
 from torchmor.engine.stages import StageChain
+from torchmor.engine.time_steppers import LayerTimeStepper
 
 
 class OdeLayerModel(InstationaryModel):
@@ -26,20 +33,20 @@ class OdeLayerModel(InstationaryModel):
 
     def __init__(
         self,
-        T,
-        initial_data,
-        operator,
-        rhs=None,
-        mass=None,
-        time_stepper=None,
-        num_values=None,
-        output_functional=None,
-        products=None,
-        error_estimator=None,
-        visualizer=None,
-        input_times=None,
-        interpolation="linear",
-        name=None,
+        T: float,
+        initial_data: VectorArray | Operator,
+        operator: Operator,
+        rhs: VectorArray | Operator | None = None,
+        mass: Operator | None = None,
+        time_stepper: LayerTimeStepper | None = None,
+        num_values: int | None = None,
+        output_functional: Operator | None = None,
+        products: Mapping[str, Operator] | None = None,
+        error_estimator: Any = None,
+        visualizer: Any = None,
+        input_times: Sequence[float] | None = None,
+        interpolation: str = "linear",
+        name: str | None = None,
     ):
         super().__init__(
             T,
@@ -57,7 +64,7 @@ class OdeLayerModel(InstationaryModel):
         )
         self.__auto_init(locals())
 
-    def compute(self, *args, mu=None, input=None, **kwargs):
+    def compute(self, *args: Any, mu: Any = None, input: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Compute quantities of the model; see pyMOR's Model.compute.
 
         Raises
@@ -74,8 +81,16 @@ class OdeLayerModel(InstationaryModel):
         return super().compute(*args, mu=mu, input=input, **kwargs)
 
 
-def ode_layer_model(chain: StageChain, time_stepper, *, encode=None, decode=None, input_times=None,
-                    interpolation="linear", name=None) -> OdeLayerModel:  # fmt: skip
+def ode_layer_model(
+    chain: StageChain,
+    time_stepper: LayerTimeStepper,
+    *,
+    encode: AffineMap | None = None,
+    decode: AffineMap | None = None,
+    input_times: Sequence[float] | None = None,
+    interpolation: str = "linear",
+    name: str | None = None,
+) -> OdeLayerModel:
     """Build the model ``y' + A(y) = 0``, A = −f, of an ODE function f on the time grid of its layer.
 
     Solving needs the parameter 'initial_state' and, if f reads it, the input. The model's output is the (decoded)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 
 from torchmor.engine.affine import AffineMap
-from torchmor.engine.expressions import Expression, Instruction
+from torchmor.engine.expressions import Expression, Instruction, Operand
 from torchmor.engine.stages import Stage, StageChain
 
 _QUOTIENT = Instruction("div", ("%0", "%1"))
@@ -25,7 +25,7 @@ def of_quotient(expression: Expression) -> Expression | None:
     if expression.arity != 2 or first != _QUOTIENT or {"%0", "%1"} & set(slots):
         return None
 
-    def moved(operand):
+    def moved(operand: Operand) -> Operand:
         return f"%{int(operand[1:]) - 2}" if isinstance(operand, str) else operand
 
     return Expression(
@@ -63,32 +63,26 @@ def absorbed_stages(chain: StageChain, exact: Collection[str] = ()) -> frozenset
 
 def sources_read(chain: StageChain, affine: AffineMap, absorbed: Collection[str]) -> tuple[str, ...]:
     """Return what a map depends on, with what absorbed stages depend on in their place, in the order of evaluation."""
-    arguments = {stage.name: stage.argument for stage in chain.stages}
+    maps = chain.named_maps
 
     def expanded(sources: Iterable[str]) -> set[str]:
-        return {
-            deeper for name in sources for deeper in (expanded(arguments[name].sources) if name in absorbed else {name})
-        }
+        return {deeper for name in sources for deeper in (expanded(maps[name].sources) if name in absorbed else {name})}
 
     found = expanded(affine.sources)
-    return tuple(name for name in ("y", "u", "t", *arguments) if name in found)
+    return tuple(name for name in ("y", "u", "t", *maps) if name in found)
 
 
-def fitted_argument(
-    stage: Stage, argument: AffineMap, values: Mapping[str, np.ndarray]
-) -> tuple[Expression, np.ndarray]:
+def fitted_argument(stage: Stage, values: Mapping[str, np.ndarray]) -> tuple[Expression, np.ndarray]:
     """Return the function of a stage that reads absorbed ones, and the values that its argument is fitted to.
 
     Parameters
     ----------
     stage
-        The stage.
-    argument
-        Its argument, at some components.
+        The stage, at all or some of its components.
     values
         Of all sources.
     """
-    true, psi = argument.apply(values), of_quotient(stage.expression)
+    true, psi = stage.argument.apply(values), of_quotient(stage.expression)
     if psi is None:
         return stage.expression, true
     numerator, divisor = stage.split(true)
@@ -97,16 +91,16 @@ def fitted_argument(
 
 def _statistic(chain: StageChain, stage: Stage) -> set[str]:
     """Return the stages that serve only the divisor of a stage; none if the divisor depends on others too."""
-    arguments = {other.name: other.argument for other in chain.stages}
+    maps = chain.named_maps
     found = set(_divisor_sources(stage))
-    if not found <= arguments.keys():
+    if not found <= maps.keys():
         return set()
     while True:
         more = {
             source
             for name in found
-            for source in arguments[name].sources
-            if source in arguments and _readers(chain, source) <= found
+            for source in maps[name].sources
+            if source in maps and _readers(chain, source) <= found
         }
         if more <= found:
             return found
@@ -124,5 +118,4 @@ def _divisor_sources(stage: Stage) -> list[str]:
 
 
 def _readers(chain: StageChain, source: str) -> set[str]:
-    maps = zip([*(stage.name for stage in chain.stages), "output"], chain.maps, strict=True)
-    return {name for name, affine in maps if source in affine.sources}
+    return {name for name, affine in chain.named_maps.items() if source in affine.sources}

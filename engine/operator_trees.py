@@ -1,7 +1,8 @@
 """pyMOR operators as stage chains: a tree of known parts folds into one chain, exactly."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import scipy.linalg as spla
@@ -38,6 +39,7 @@ from pymor.operators.numpy import (
     NumpyToeplitzOperator,
 )
 from pymor.parameters.base import Mu, Parameters
+from pymor.vectorarrays.interface import VectorArray
 
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.chain_algebra import (
@@ -61,7 +63,7 @@ from torchmor.engine.stages import Stage, StageChain
 FREE_PARAMETERS = ("t", "input")
 
 
-def fold_operator(op: Operator, mu=None) -> StageChain:
+def fold_operator(op: Operator, mu: Any = None) -> StageChain:
     """Fold a pyMOR operator into one stage chain; ``print(FoldRules)`` lists the operators that are known.
 
     Law: ``fold_operator(op, mu)(Y.to_numpy()) == op.apply(Y, mu).to_numpy()``, with the blocks of block
@@ -100,7 +102,7 @@ def fold_operator(op: Operator, mu=None) -> StageChain:
         ) from error
 
 
-def parameter_values(parameters: Parameters, mu, name: str, free=()) -> Mu:
+def parameter_values(parameters: Parameters, mu: Any, name: str, free: Collection[str] = ()) -> Mu:
     """Return values of the parameters of an operator or a model, except those that may stay free.
 
     Parameters
@@ -133,7 +135,7 @@ def parameter_values(parameters: Parameters, mu, name: str, free=()) -> Mu:
     return mu
 
 
-def model_parameter_values(model: InstationaryModel, mu, free=()) -> Mu:
+def model_parameter_values(model: InstationaryModel, mu: Any, free: Collection[str] = ()) -> Mu:
     """Return values of the parameters that solving a model needs, as :func:`parameter_values`; 'input' is one."""
     parameters = dict(model.parameters)  # pyMOR keeps the input apart from the others
     if "input" in model.operator.parameters or "input" in model.rhs.parameters:
@@ -141,7 +143,7 @@ def model_parameter_values(model: InstationaryModel, mu, free=()) -> Mu:
     return parameter_values(Parameters(parameters), mu, model.name, free)
 
 
-def _example(parameters) -> str:
+def _example(parameters: Iterable[str]) -> str:
     return f"mu={{{', '.join(f'{k!r}: …' for k in parameters)}}}"
 
 
@@ -154,12 +156,12 @@ class FoldRules(RuleTable):
         Parameter values.
     """
 
-    def __init__(self, mu):
+    def __init__(self, mu: Mu):
         super().__init__()
         self.__auto_init(locals())
 
     @match_class(OdeFunctionOperator)
-    def action_chain(self, op):
+    def action_chain(self, op: OdeFunctionOperator) -> StageChain:
         """Its chain, with time and input fixed where mu has them"""
         t = self.mu.get("t")
         return fix(op.chain, self.mu.get("input"), None if t is None else t[0])
@@ -172,46 +174,46 @@ class FoldRules(RuleTable):
         LowRankOperator,
         VectorArrayOperator,
     )
-    def action_matrix(self, op):
+    def action_matrix(self, op: Operator) -> StageChain:
         """The matrix, dense or sparse"""
         self._require(op)
         return linear_chain(to_matrix(op, mu=self.mu))
 
     @match_class(IdentityOperator, NumpyConversionOperator)
-    def action_identity(self, op):
+    def action_identity(self, op: IdentityOperator | NumpyConversionOperator) -> StageChain:
         """The sparse identity"""
         return linear_chain(sps.eye_array(op.source.dim, format="csr"))
 
     @match_class(ZeroOperator)
-    def action_zero(self, op):
+    def action_zero(self, op: ZeroOperator) -> StageChain:
         """The constant zero"""
         return constant_chain(np.zeros(op.range.dim), op.source.dim)
 
     @match_class(ConstantOperator)
-    def action_constant(self, op):
+    def action_constant(self, op: ConstantOperator) -> StageChain:
         """The constant"""
         return constant_chain(op.value.to_numpy()[:, 0], op.source.dim)
 
     @match_class(ComponentProjectionOperator)
-    def action_components(self, op):
+    def action_components(self, op: ComponentProjectionOperator) -> StageChain:
         """A sparse matrix of zeros and ones"""
         return component_chain(op.components, op.source.dim)
 
     @match_class(LincombOperator)
-    def action_linear_combination(self, op):
+    def action_linear_combination(self, op: LincombOperator) -> StageChain:
         """Linear combination with the coefficients at mu"""
         self._require(op, Parameters.of(op.coefficients))
         coefficients = [c.evaluate(self.mu) if hasattr(c, "evaluate") else c for c in op.coefficients]
         return linear_combination([self.apply(part) for part in op.operators], coefficients)
 
     @match_class(ConcatenationOperator)
-    def action_concatenation(self, op):
+    def action_concatenation(self, op: ConcatenationOperator) -> StageChain:
         """Composition"""
         chains = [self.apply(part) for part in op.operators]
         return reduce(lambda inner, outer: compose(outer, inner), reversed(chains))
 
     @match_class(AdjointOperator)
-    def action_adjoint(self, op):
+    def action_adjoint(self, op: AdjointOperator) -> StageChain:
         """Transpose; with products, P_s⁻¹ Aᵀ P_r"""
         chain = transpose(self.apply(op.operator))
         if op.range_product is not None:
@@ -219,22 +221,22 @@ class FoldRules(RuleTable):
         return chain if op.source_product is None else left_divide(self.apply(op.source_product), chain)
 
     @match_class(InverseOperator)
-    def action_inverse(self, op):
+    def action_inverse(self, op: InverseOperator) -> StageChain:
         """Inverse matrix"""
         return left_divide(self.apply(op.operator), linear_chain(sps.eye_array(op.source.dim, format="csr")))
 
     @match_class(FixedParameterOperator)
-    def action_fixed_parameters(self, op):
+    def action_fixed_parameters(self, op: FixedParameterOperator) -> StageChain:
         """The operator at its own mu"""
         return FoldRules(op.mu or Mu()).apply(op.operator)
 
     @match_class(AffineOperator, LinearOperator)
-    def action_proxy(self, op):
+    def action_proxy(self, op: AffineOperator | LinearOperator) -> StageChain:
         """The wrapped operator"""
         return self.apply(op.operator)
 
     @match_class(ProjectedOperator)
-    def action_projection(self, op):
+    def action_projection(self, op: ProjectedOperator) -> StageChain:
         """Wᵀ P A(V ·)"""
         chain = self.apply(op.operator)
         if op.source_basis is not None:
@@ -244,7 +246,7 @@ class FoldRules(RuleTable):
         return chain if op.range_basis is None else compose(linear_chain(op.range_basis.to_numpy().T), chain)
 
     @match_class(EmpiricalInterpolatedOperator)
-    def action_empirical_interpolation(self, op):
+    def action_empirical_interpolation(self, op: EmpiricalInterpolatedOperator) -> StageChain:
         """U (U[points])⁻¹ A(·)[points]"""
         points = op.interpolation_dofs
         if len(points) == 0:
@@ -256,19 +258,19 @@ class FoldRules(RuleTable):
         return compose(_interpolation(op, op.collateral_basis), values)
 
     @match_class(ProjectedEmpiricalInterpolatedOperator)
-    def action_projected_empirical_interpolation(self, op):
+    def action_projected_empirical_interpolation(self, op: ProjectedEmpiricalInterpolatedOperator) -> StageChain:
         """Wᵀ U (U[points])⁻¹ A(V ·)[points]"""
         lift = linear_chain(op.source_basis_dofs.to_numpy())
         values = compose(self.apply(op.restricted_operator), lift)
         return compose(_interpolation(op, op.projected_collateral_basis), values)
 
     @match_class(BlockOperatorBase)
-    def action_blocks(self, op):
+    def action_blocks(self, op: BlockOperatorBase) -> StageChain:
         """Block matrix of chains"""
         return block_chain([[self.apply(block) for block in row] for row in op.blocks])
 
     @match_class(LinearInputOperator)
-    def action_input(self, op):
+    def action_input(self, op: LinearInputOperator) -> StageChain:
         """x B u for a scalar x, with products of x and u where the input stays free"""
         if "input" in self.mu:
             return compose(self.apply(op.B), linear_chain(self.mu["input"][:, np.newaxis]))
@@ -279,7 +281,7 @@ class FoldRules(RuleTable):
         product = StageChain(1, len(identity), (stage,), AffineMap.from_blocks({"g1": identity}))
         return compose(self.apply(op.B), product)
 
-    def _require(self, op, parameters=None):
+    def _require(self, op: Operator, parameters: Parameters | None = None) -> None:
         """Raise ParameterError unless mu has values of the parameters."""
         missing = {k: v for k, v in (op.parameters if parameters is None else parameters).items() if k not in self.mu}
         if missing:
@@ -290,7 +292,9 @@ class FoldRules(RuleTable):
             )
 
 
-def _interpolation(op, basis) -> StageChain:
+def _interpolation(
+    op: EmpiricalInterpolatedOperator | ProjectedEmpiricalInterpolatedOperator, basis: VectorArray
+) -> StageChain:
     """Return the matrix ``basis (interpolation matrix)⁻¹``."""
     matrix, vectors = op.interpolation_matrix, basis.to_numpy()
     if op.triangular:

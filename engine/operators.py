@@ -1,15 +1,20 @@
 """pyMOR operators of a stage chain."""
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse as sps
 from pymor.algorithms.projection import ProjectRules, ProjectToSubbasisRules
 from pymor.algorithms.rules import match_class
 from pymor.operators.interface import Operator
 from pymor.operators.numpy import NumpyMatrixOperator
+from pymor.parameters.base import Mu
+from pymor.vectorarrays.interface import VectorArray
 from pymor.vectorarrays.numpy import NumpyVectorSpace
 
 from torchmor.engine.affine import AffineMap
-from torchmor.engine.chain_algebra import componentwise
+from torchmor.engine.chain_algebra import componentwise, linear_chain
+from torchmor.engine.expressions import Expression, Parameter
 from torchmor.engine.stages import StageChain
 
 
@@ -32,7 +37,7 @@ class OdeFunctionOperator(Operator):
         Name of the operator.
     """
 
-    def __init__(self, chain, solver=None, name=None):
+    def __init__(self, chain: StageChain, solver: Any = None, name: str | None = None):
         self.__auto_init(locals())
         self.source = NumpyVectorSpace(chain.state_size)
         self.range = NumpyVectorSpace(chain.output.size)
@@ -42,24 +47,24 @@ class OdeFunctionOperator(Operator):
             **({"t": 1} if chain.reads("t") else {}),
         }
 
-    def _input_and_time(self, mu):
+    def _input_and_time(self, mu: Any) -> tuple[np.ndarray | None, float]:
         assert self.parameters.assert_compatible(mu)
         u = mu["input"][:, np.newaxis] if self.chain.reads("u") else None
         return u, (mu["t"][0] if self.chain.reads("t") else 0.0)
 
-    def apply(self, U, mu=None):
+    def apply(self, U: VectorArray, mu: Mu | None = None) -> VectorArray:
         assert U in self.source
         u, t = self._input_and_time(mu)
         return self.range.make_array(self.chain(U.to_numpy(), u, t))
 
-    def apply_adjoint(self, V, mu=None):
+    def apply_adjoint(self, V: VectorArray, mu: Mu | None = None) -> VectorArray:
         if not self.linear:
             return super().apply_adjoint(V, mu)
         assert V in self.range
         zeros = np.zeros((self.source.dim, len(V)))
         return self.source.make_array(self.chain.output.adjoint(V.to_numpy()).get("y", zeros))
 
-    def jacobian(self, U, mu=None):
+    def jacobian(self, U: VectorArray, mu: Mu | None = None) -> Operator:
         """Return ∂f/∂y at U: a matrix operator for chains of matrices, known by its products otherwise."""
         assert len(U) == 1
         if self.linear:
@@ -68,12 +73,10 @@ class OdeFunctionOperator(Operator):
         jacobian = self.chain.jacobian(U.to_numpy(), u, t)
         name = f"{self.name}_jacobian"
         if any(affine.is_opaque for affine in self.chain.maps):
-            output = AffineMap(("y",), (self.source.dim,), jacobian, np.zeros(self.range.dim))
-            chain = StageChain(self.source.dim, 0, (), output)
-            return OdeFunctionOperator(chain, solver=self._jacobian_solver, name=name)
+            return OdeFunctionOperator(linear_chain(jacobian), solver=self._jacobian_solver, name=name)
         return NumpyMatrixOperator(jacobian @ np.eye(self.source.dim), solver=self._jacobian_solver, name=name)
 
-    def restricted(self, dofs):
+    def restricted(self, dofs: np.ndarray) -> tuple["OdeFunctionOperator", np.ndarray]:
         """Restrict to some components, exactly.
 
         Law: ``op.apply(Y).dofs(dofs) == restricted_op.apply(Y.dofs(source_dofs))``.
@@ -82,26 +85,20 @@ class OdeFunctionOperator(Operator):
         return OdeFunctionOperator(chain, name=f"{self.name}_restricted"), source_dofs
 
 
-def componentwise_operator(function, size, **parameters) -> OdeFunctionOperator:
+def componentwise_operator(function: Expression | str, size: int, **parameters: Parameter) -> OdeFunctionOperator:
     """Return the pyMOR operator ``y ↦ φ(y)`` of a componentwise function, for models built with pyMOR.
 
     It has everything that reduction needs (`jacobian`, `restricted`), and folds into a torch module.
 
     Parameters
     ----------
-    function
-        φ: an :class:`~torchmor.engine.expressions.Expression` of one argument, or the name of a primitive.
-    size
-        Size of y.
-    parameters
-        Parameters of the primitive, as in ``componentwise_operator("leaky_relu", size, negative_slope=0.1)``.
+    function, size, parameters
+        As in :func:`~torchmor.engine.chain_algebra.componentwise`: ``componentwise_operator("elu", size, alpha=0.5)``.
 
     Raises
     ------
-    ShapeError
-        φ has several arguments.
-    ValueError
-        The name is no primitive, or the primitive has no such parameter.
+    ShapeError, ValueError
+        As there.
     """
     chain = componentwise(function, size, **parameters)
     return OdeFunctionOperator(chain, name=function if isinstance(function, str) else function.text(["y"]))
@@ -122,22 +119,22 @@ class InitialStateOperator(Operator):
 
     linear = True
 
-    def __init__(self, dim, encode=None, name=None):
+    def __init__(self, dim: int, encode: AffineMap | None = None, name: str | None = None):
         self.__auto_init(locals())
         self.source = NumpyVectorSpace(1)
         self.range = NumpyVectorSpace(dim if encode is None else encode.size)
         self.parameters_own = {"initial_state": dim}
 
     @property
-    def encoding(self):
+    def encoding(self) -> AffineMap:
         """The affine map from the initial state to the model's state, the identity too."""
         if self.encode is not None:
             return self.encode
-        return AffineMap(("y",), (self.dim,), sps.eye_array(self.dim, format="csr"), np.zeros(self.dim))
+        return AffineMap.from_blocks({"y": sps.eye_array(self.dim, format="csr")})
 
-    def apply(self, U, mu=None):
+    def apply(self, U: VectorArray, mu: Mu | None = None) -> VectorArray:
         assert U in self.source
-        assert self.parameters.assert_compatible(mu)
+        assert mu is not None and self.parameters.assert_compatible(mu)
         state = mu["initial_state"][:, np.newaxis]
         if self.encode is not None:
             state = self.encode.apply({"y": state})
@@ -145,13 +142,13 @@ class InitialStateOperator(Operator):
 
 
 @match_class(OdeFunctionOperator)
-def _project(rules, op):
+def _project(rules: ProjectRules, op: OdeFunctionOperator) -> OdeFunctionOperator:
     test, trial = (None if b is None else b.to_numpy() for b in (rules.range_basis, rules.source_basis))
     return op.with_(chain=op.chain.reduce(trial=trial, test=test))
 
 
 @match_class(OdeFunctionOperator)
-def _project_to_subbasis(rules, op):
+def _project_to_subbasis(rules: ProjectToSubbasisRules, op: OdeFunctionOperator) -> OdeFunctionOperator:
     chain = op.chain
     trial = None if rules.dim_source is None else np.eye(chain.state_size, rules.dim_source)
     test = None if rules.dim_range is None else np.eye(chain.output.size, rules.dim_range)
@@ -159,12 +156,12 @@ def _project_to_subbasis(rules, op):
 
 
 @match_class(InitialStateOperator)
-def _project_initial_state(rules, op):
+def _project_initial_state(rules: ProjectRules, op: InitialStateOperator) -> InitialStateOperator:
     return op.with_(encode=op.encoding.project(rules.range_basis.to_numpy()))
 
 
 @match_class(InitialStateOperator)
-def _project_initial_state_to_subbasis(rules, op):
+def _project_initial_state_to_subbasis(rules: ProjectToSubbasisRules, op: InitialStateOperator) -> InitialStateOperator:
     return op.with_(encode=op.encoding.restrict(np.arange(rules.dim_range)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -58,7 +57,7 @@ def plan_stages(
     request: ReductionRequest,
     sizes: Sequence[Size],
     r: int,
-    pod: Callable[[str, None, float | None], PodBasis],
+    pod: Callable[[str], PodBasis],
 ) -> dict[str, StagePlan]:
     """Return what becomes of the stages, by name and in their order, before points are chosen.
 
@@ -73,7 +72,7 @@ def plan_stages(
     r
         Size of the reduced state.
     pod
-        Stage name, None, energy_rtol → the POD of its values, for sizes that are chosen by energy.
+        Stage name → the POD of its values, for sizes that are chosen by energy.
 
     Raises
     ------
@@ -95,7 +94,14 @@ def plan_stages(
     return plans
 
 
-def _plan(chain: StageChain, stage: Stage, size: Size, modes: Size, request: ReductionRequest, pod: Any) -> StagePlan:
+def _plan(
+    chain: StageChain,
+    stage: Stage,
+    size: Size,
+    modes: Size,
+    request: ReductionRequest,
+    pod: Callable[[str], PodBasis],
+) -> StagePlan:
     if size == "full":
         return _kept(stage, "as asked")
     if stage.size == 1 or (size is not None and size >= stage.size):
@@ -104,13 +110,13 @@ def _plan(chain: StageChain, stage: Stage, size: Size, modes: Size, request: Red
         return _kept(stage, "depends on the time alone")
     how = request.how(size)
     if size is None:
-        basis = pod(stage.name, None, request.energy_rtol)
-        size = basis.energy_rank(request.energy_rtol)
+        basis = pod(stage.name)
+        size = request.energy_rank(basis)
         if basis.rank == 0:
             return _kept(stage, "zero on all calibration data")
         if size >= stage.size:
             return _kept(stage, how)
-    return StagePlan(stage, "reduced", how, int(size), None if modes == "full" else modes)
+    return StagePlan(stage, "reduced", how, size, None if modes == "full" else modes)
 
 
 def _kept(stage: Stage, why: str) -> StagePlan:

@@ -66,11 +66,7 @@ def _compress(chain: StageChain, number: int) -> StageChain:
     lifted[read] = signs
     for i, block in zip(readers, np.split(lifted, np.cumsum([len(b) for b in sums])[:-1]), strict=True):
         maps[i] = AffineMap.from_blocks({**maps[i].blocks(), stage.name: block}, maps[i].shift)
-    bounds = np.cumsum((0, *stage.argument.sizes))
-    maps[number] = AffineMap.from_blocks(
-        {s: squares[:, a:b] for s, a, b in zip(stage.argument.sources, bounds, bounds[1:], strict=False)},
-        squares[:, -1],
-    )
+    maps[number] = replace(stage.argument, linear=squares[:, :-1], shift=squares[:, -1])
     stages = [replace(one, argument=affine) for one, affine in zip(chain.stages, maps, strict=False)]
     stages[number] = replace(stages[number], expression=SQUARE)
     return replace(chain, stages=tuple(stages), output=maps[-1])

@@ -144,7 +144,9 @@ class SnapshotReductor:
             sizes = check_sizes(self.chain, request)
             state, state_part = self._state(request)
             r = self.chain.state_size if state is None else state.trial.shape[1]
-            plans = plan_stages(self.chain, request, sizes, r, self._sampler.pod)
+            plans = plan_stages(
+                self.chain, request, sizes, r, lambda name: self._sampler.pod(name, None, request.energy_rtol)
+            )
             matters = None if state is None else state.test * state.weights
             for name, plan in reversed(list(plans.items())):  # what a stage serves is known when the later ones are
                 if plan.fate == "reduced":
@@ -166,19 +168,18 @@ class SnapshotReductor:
         return Reduction(rom, reductor, bases, points, self._sampler.spectra, tuple(parts))
 
     def _state(self, request: ReductionRequest) -> tuple[_StateBasis | None, Part]:
-        n, state_dim, rtol = len(self.y), request.state_dim, request.energy_rtol
+        n, state_dim, balanced = len(self.y), request.state_dim, request.basis == "balanced"
         if state_dim == "full" or state_dim == n:
             return None, Part("state", "y", n, n, "kept", "as asked" if state_dim == "full" else "r = n")
-        if request.basis == "balanced":
-            found, name = self._balance(state_dim), "balanced"
-        else:
-            found, name = self._sampler.pod("state", state_dim, rtol), "POD"
+        found: BalancedBasis | PodBasis = (
+            self._balance(state_dim) if balanced else self._sampler.pod("state", state_dim, request.energy_rtol)
+        )
         if found.rank == 0:
             raise SizeError(
                 "expected calibration states that are not all zero, got nothing else: calibrate with data that moves "
                 'the state, or state_dim="full"'
             )
-        r = found.energy_rank(rtol) if state_dim is None else state_dim
+        r = request.energy_rank(found) if state_dim is None else state_dim
         if r > found.rank:
             raise SizeError(
                 f"expected state_dim at most the numerical rank {found.rank} of the calibration states, got {r}: ask "
@@ -186,7 +187,7 @@ class SnapshotReductor:
             )
         if r >= n:
             return None, Part("state", "y", n, n, "kept", request.how(None))
-        how = f"{name}, {request.how(state_dim)}"
+        how = f"{'balanced' if balanced else 'POD'}, {request.how(state_dim)}"
         part = Part("state", "y", n, r, "reduced", how, found.dropped_energy(r))
         if isinstance(found, PodBasis):
             modes = found.modes[:, :r]
@@ -245,15 +246,14 @@ class SnapshotReductor:
                 raise ValueError('expected gradients of the output for basis="balanced", got none')
             gradients = self._gradients()
             self._gradients = lambda: gradients
-            self._balanced = balance(self._centred, gradients, max(rank or 0, SPECTRUM))
-        self._sampler.spectra["state"] = self._balanced.singular_values
-        return self._balanced
+            self._balanced = known = balance(self._centred, gradients, max(rank or 0, SPECTRUM))
+        self._sampler.spectra["state"] = known.singular_values
+        return known
 
 
 def _measures(name: str, rom: OdeLayerModel, reductor: OdeLayerReductor) -> dict[str, Any]:
     """Return the error of what reads a stage, or of the "output" itself, and the operations of its own map."""
-    chain, errors = rom.operator.chain, getattr(reductor, "errors", {})
-    maps = dict(zip([*(stage.name for stage in chain.stages), "output"], chain.maps, strict=True))
+    maps, errors = rom.operator.chain.named_maps, getattr(reductor, "errors", {})
     readers = [other for other, affine in maps.items() if name in affine.sources] or [name]
     known = [errors[other] for other in readers if other in errors]
     return {"error": max(known, default=None), "operations": int(np.prod(maps[name].linear.shape))}

@@ -1,12 +1,17 @@
 """pyMOR reductors for models of ODE layers."""
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 import numpy as np
 from pymor.reductors.basic import ProjectionBasedReductor
+from pymor.vectorarrays.interface import VectorArray
 
 from torchmor.engine.affine import AffineMap, Lift
-from torchmor.engine.fitting import fit_chain
-from torchmor.engine.models import ode_layer_model
+from torchmor.engine.fitting import Training, fit_chain
+from torchmor.engine.models import OdeLayerModel, ode_layer_model
 from torchmor.engine.quadratics import compress_quadratics
+from torchmor.engine.stages import Interpolation, StageChain
 
 
 class OdeLayerReductor(ProjectionBasedReductor):
@@ -37,7 +42,14 @@ class OdeLayerReductor(ProjectionBasedReductor):
         ``Wᵀ V`` is not the identity.
     """
 
-    def __init__(self, fom, RB=None, interpolations=None, test_basis=None, offset=None):
+    def __init__(
+        self,
+        fom: OdeLayerModel,
+        RB: VectorArray | None = None,
+        interpolations: Mapping[str, Interpolation] | None = None,
+        test_basis: VectorArray | None = None,
+        offset: VectorArray | None = None,
+    ):
         if RB is None:
             super().__init__(fom, {})
         else:
@@ -51,24 +63,23 @@ class OdeLayerReductor(ProjectionBasedReductor):
             super().__init__(fom, {"RB": RB, "test": test})
         self.__auto_init(locals())
 
-    def project_operators(self):
+    def project_operators(self) -> dict[str, Any]:
         if self.RB is None:
             return {"chain": self.reduced_chain(None, None, None)}
         trial, test = self.bases["RB"].to_numpy(), self.bases["test"].to_numpy()
         offset = None if self.offset is None else self.offset.to_numpy()[:, 0]
         c = np.zeros(len(trial)) if offset is None else offset
-        r, n = trial.shape[1], trial.shape[0]
         return {
             "chain": self.reduced_chain(trial, test, offset),
-            "encode": AffineMap(("y",), (n,), test.T, -test.T @ c),
-            "decode": AffineMap(("y",), (r,), trial, c),
+            "encode": AffineMap.from_blocks({"y": test.T}, -test.T @ c),
+            "decode": AffineMap.from_blocks({"y": trial}, c),
         }
 
-    def reduced_chain(self, trial, test, offset):
+    def reduced_chain(self, trial: np.ndarray | None, test: np.ndarray | None, offset: np.ndarray | None) -> StageChain:
         """Return the reduced chain for bases (n, r), which are None where the state is kept."""
         return compress_quadratics((-self.fom.operator.chain).reduce(trial, test, offset, self.interpolations))
 
-    def project_operators_to_subbasis(self, dims):
+    def project_operators_to_subbasis(self, dims: Mapping[str, int]) -> dict[str, Any]:
         if dims["RB"] != dims["test"]:
             raise ValueError(f"expected as many trial as test vectors, got {dims}")
         rom, r = self._last_rom, dims["RB"]
@@ -79,7 +90,7 @@ class OdeLayerReductor(ProjectionBasedReductor):
             "decode": rom.output_functional.chain.output.substitute({"y": Lift(part)}),
         }
 
-    def build_rom(self, projected_operators, error_estimator):
+    def build_rom(self, projected_operators: Mapping[str, Any], error_estimator: Any) -> OdeLayerModel:
         return ode_layer_model(
             time_stepper=self.fom.time_stepper,
             input_times=self.fom.input_times,
@@ -87,7 +98,7 @@ class OdeLayerReductor(ProjectionBasedReductor):
             **projected_operators,
         )
 
-    def reconstruct(self, u, basis="RB"):
+    def reconstruct(self, u: VectorArray, basis: str = "RB") -> VectorArray:
         """Return ``c + V u``."""
         if self.RB is None:
             return u.copy()
@@ -119,11 +130,21 @@ class FittedReductor(OdeLayerReductor):
         :class:`~torchmor.engine.fitting.FittedChain`.
     """
 
-    def __init__(self, fom, RB, points, training, test_basis=None, offset=None, ridge=None, absorbed=()):
+    def __init__(
+        self,
+        fom: OdeLayerModel,
+        RB: VectorArray | None,
+        points: Mapping[str, np.ndarray],
+        training: Training,
+        test_basis: VectorArray | None = None,
+        offset: VectorArray | None = None,
+        ridge: float | None = None,
+        absorbed: Collection[str] = (),
+    ):
         super().__init__(fom, RB, None, test_basis, offset)
         self.__auto_init(locals())
 
-    def reduced_chain(self, trial, test, offset):
+    def reduced_chain(self, trial: np.ndarray | None, test: np.ndarray | None, offset: np.ndarray | None) -> StageChain:
         """Return the fitted chain for bases (n, r), which are None where the state is kept."""
         chain = -self.fom.operator.chain
         fitted = fit_chain(chain, trial, test, offset, self.points, self.training, self.ridge, self.absorbed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ def fitted_columns(features: np.ndarray) -> int:
     return features.shape[1] - int(HELD_OUT * features.shape[1])
 
 
-def _regression(features: np.ndarray, target: np.ndarray):
+def _regression(features: np.ndarray, target: np.ndarray) -> Callable[[float], tuple[np.ndarray, np.ndarray]]:
     """Return ridge → (N, b)."""
     middle, aim = features.mean(axis=1), target.mean(axis=1)
     centered = features - middle[:, np.newaxis]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
+from torchmor.engine.affine import AffineMap
 from torchmor.engine.bases import SPECTRUM, PodBasis, pod
 from torchmor.engine.errors import SizeError
 from torchmor.engine.fitting import Training, without
@@ -125,31 +126,31 @@ class StageSampler:
         return known[:m]
 
     def _target(
-        self, stage: Stage, test: np.ndarray | None, sampled: Mapping[str, np.ndarray], absorbed: Collection[str]
+        self, stage: Stage, test: np.ndarray | None, sampled: Mapping[str, np.ndarray], absorbed: frozenset[str]
     ) -> np.ndarray:
         """Return what the points of a stage have to explain (q, k): its share of all that reads it.
 
         That is the projected derivative, weighted by how much it matters, and the arguments of later stages at their
         points, all of the same weight. What reads absorbed stages counts as a whole.
         """
-        readers = [(None, self.chain.output)]
-        readers += [(later, later.argument) for later in self.chain.stages if later.name not in absorbed]
-        shares = []
-        for later, affine in readers:
-            if stage.name not in sources_read(self.chain, affine, absorbed):
-                continue
-            if later is not None and later.name in sampled:
-                affine = affine.restrict(later.rows(sampled[later.name]))
-            whole = not set(absorbed).isdisjoint(affine.sources)
-            if later is None and whole:
-                f = self.training.values["output"]
-                share = f if test is None else test.T @ f
-            elif whole:
-                share = fitted_argument(later, affine, self.training.sources)[1]
+
+        def own(affine: AffineMap) -> np.ndarray:
+            others = [name for name in affine.sources if name != stage.name]
+            return without(affine, others).apply({stage.name: self.snapshots(stage.name)})
+
+        output, f, shares = self.chain.output, self.training.values["output"], []
+        if stage.name in sources_read(self.chain, output, absorbed):
+            if absorbed.isdisjoint(output.sources):
+                shares.append(own(output if test is None else output.project(test)))
             else:
-                affine = affine if later is not None or test is None else affine.project(test)
-                share = without(affine, [name for name in affine.sources if name != stage.name]).apply(
-                    {stage.name: self.snapshots(stage.name)}
-                )
-            shares.append(share - share.mean(axis=1, keepdims=True))
-        return np.concatenate([share / max(np.linalg.norm(share), np.finfo(float).tiny) for share in shares])
+                shares.append(f if test is None else test.T @ f)
+        for later in self.chain.stages:
+            if later.name in absorbed or stage.name not in sources_read(self.chain, later.argument, absorbed):
+                continue
+            part = later.restrict(sampled[later.name]) if later.name in sampled else later
+            if absorbed.isdisjoint(part.argument.sources):
+                shares.append(own(part.argument))
+            else:
+                shares.append(fitted_argument(part, self.training.sources)[1])
+        centred = [share - share.mean(axis=1, keepdims=True) for share in shares]
+        return np.concatenate([share / max(np.linalg.norm(share), np.finfo(float).tiny) for share in centred])

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from torchmor.engine.bases import Spectrum
 from torchmor.engine.errors import SizeError
 from torchmor.engine.points import SELECTIONS
 from torchmor.engine.stages import StageChain
 
-Size = int | str | None
+Size = int | Literal["full"] | None
 
 BASES = ("pod", "balanced")
 FITS = ("interpolation", "least_squares")
@@ -70,6 +71,11 @@ class ReductionRequest:
         """Return how a size came about, in words."""
         return "as asked" if size is not None else f"energy_rtol={self.energy_rtol:g}"
 
+    def energy_rank(self, spectrum: Spectrum) -> int:
+        """Return the size of a part for which none was given."""
+        assert self.energy_rtol is not None  # by check_sizes
+        return spectrum.energy_rank(self.energy_rtol)
+
 
 def _plain(sizes: Any) -> Size | list[Size]:
     if isinstance(sizes, Sequence) and not isinstance(sizes, str):
@@ -81,17 +87,17 @@ def _plain_size(size: Any) -> Size:
     if isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 1:
         return int(size)
     if size is None or (isinstance(size, str) and size == "full"):
-        return size
+        return None if size is None else "full"
     raise SizeError(f'expected sizes to be positive ints, "full" or None, got {size!r}')
 
 
 def stage_sizes(sizes: Size | Sequence[Size], count: int, name: str) -> list[Size]:
     """Return one size for each stage."""
-    if not isinstance(sizes, list):
+    if sizes is None or isinstance(sizes, int | str):
         return [sizes] * count
     if len(sizes) != count:
         raise SizeError(f"expected one entry of {name} for each of the {count} stages, got {len(sizes)}: {sizes}")
-    return sizes
+    return list(sizes)
 
 
 def check_sizes(chain: StageChain, request: ReductionRequest) -> list[Size]:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from torchmor.engine import functions
-from torchmor.engine.affine import AffineMap, Lift, accumulate
+from torchmor.engine.affine import AffineMap, Lift, accumulate, by_products
 from torchmor.engine.errors import ShapeError
 from torchmor.engine.expressions import Expression
 
@@ -34,7 +34,7 @@ class Stage:
     expression: Expression
     argument: AffineMap
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.expression.arity == 0 or self.argument.size % self.expression.arity:
             raise ShapeError(
                 f"stage '{self.name}' has {self.expression.arity} arguments, so its map needs a multiple of "
@@ -50,6 +50,10 @@ class Stage:
         """Rows of the argument map that the components ``dofs`` of g read."""
         offsets = self.size * np.arange(self.expression.arity)
         return (offsets[:, np.newaxis] + np.asarray(dofs, dtype=np.int64)).ravel()
+
+    def restrict(self, dofs: np.ndarray) -> Stage:
+        """Keep the components ``dofs`` of g; any order, repeats allowed."""
+        return replace(self, argument=self.argument.restrict(self.rows(dofs)))
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """Split rows (q · size, k) of the argument map into the q arguments (size, k)."""
@@ -101,21 +105,26 @@ class StageChain:
     stages: tuple[Stage, ...]
     output: AffineMap
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         known = {"y": self.state_size, "u": self.input_size, "t": 1}
-        for name, affine in [*((s.name, s.argument) for s in self.stages), ("output", self.output)]:
+        parts = [*((s.name, s.size, s.argument) for s in self.stages), ("output", self.output.size, self.output)]
+        for name, rows, affine in parts:
             for source, size in zip(affine.sources, affine.sizes, strict=True):
                 if known.get(source) != size:
                     raise ShapeError(f"'{name}' reads {size} entries of '{source}', which has {known.get(source)}")
             if name in known:
                 raise ShapeError(f"there are two stages named '{name}'")
-            if name != "output":
-                known[name] = next(s.size for s in self.stages if s.name == name)
+            known[name] = rows
 
     @property
     def maps(self) -> tuple[AffineMap, ...]:
         """All affine maps, in the order of evaluation."""
         return (*(stage.argument for stage in self.stages), self.output)
+
+    @property
+    def named_maps(self) -> dict[str, AffineMap]:
+        """The maps by the names of the stages, and "output"."""
+        return {**{stage.name: stage.argument for stage in self.stages}, "output": self.output}
 
     def reads(self, source: str) -> bool:
         """Whether any map reads the source."""
@@ -135,7 +144,9 @@ class StageChain:
         """Whether f is linear in y and reads nothing else."""
         return not self.stages and set(self.output.sources) <= {"y"} and not np.any(self.output.shift)
 
-    def evaluate(self, y: np.ndarray, u=None, t=0.0) -> dict[str, np.ndarray]:
+    def evaluate(
+        self, y: np.ndarray, u: np.ndarray | None = None, t: np.ndarray | float = 0.0
+    ) -> dict[str, np.ndarray]:
         """Evaluate all sources, stages and the output.
 
         Parameters
@@ -162,11 +173,11 @@ class StageChain:
         values["output"] = np.broadcast_to(self.output.apply(values), (self.output.size, k))
         return values
 
-    def __call__(self, y: np.ndarray, u=None, t=0.0) -> np.ndarray:
+    def __call__(self, y: np.ndarray, u: np.ndarray | None = None, t: np.ndarray | float = 0.0) -> np.ndarray:
         """Evaluate f at columns y (n, k); returns (output size, k)."""
         return np.array(self.evaluate(y, u, t)["output"])
 
-    def jacobian(self, y: np.ndarray, u=None, t=0.0) -> LinearOperator:
+    def jacobian(self, y: np.ndarray, u: np.ndarray | None = None, t: float = 0.0) -> LinearOperator:
         """Return ∂f/∂y at one state y (n, 1), by its products (forward mode) and transposed products (reverse)."""
         values = self.evaluate(y, u, t)
         slopes = {
@@ -174,7 +185,7 @@ class StageChain:
             for stage in self.stages
         }
 
-        def forward(columns):
+        def forward(columns: np.ndarray) -> np.ndarray:
             tangents = {"y": columns.reshape(self.state_size, -1)}
             k = tangents["y"].shape[1]
             for stage in self.stages:
@@ -183,7 +194,7 @@ class StageChain:
                 tangents[stage.name] = np.broadcast_to(total, (stage.size, k))
             return np.array(np.broadcast_to(self.output.derivative(tangents), (self.output.size, k)))
 
-        def reverse(columns):
+        def reverse(columns: np.ndarray) -> np.ndarray:
             columns = columns.reshape(self.output.size, -1)
             cotangents = {"y": np.zeros((self.state_size, columns.shape[1]))}
             accumulate(cotangents, self.output.adjoint(columns))
@@ -193,14 +204,7 @@ class StageChain:
                     accumulate(cotangents, stage.argument.adjoint(np.concatenate(parts)))
             return cotangents["y"]
 
-        return LinearOperator(
-            (self.output.size, self.state_size),
-            matvec=forward,
-            rmatvec=reverse,
-            matmat=forward,
-            rmatmat=reverse,
-            dtype=np.float64,
-        )
+        return by_products((self.output.size, self.state_size), forward, reverse)
 
     def restrict(self, dofs: np.ndarray) -> tuple[StageChain, np.ndarray]:
         """Restrict f to the components ``dofs``, evaluating only what they need.
@@ -226,7 +230,7 @@ class StageChain:
         for stage in reversed(self.stages):
             kept[stage.name] = needed.get(stage.name, np.zeros(0, dtype=np.int64))
             if len(kept[stage.name]):
-                arguments[stage.name] = stage.argument.restrict(stage.rows(kept[stage.name]))
+                arguments[stage.name] = stage.restrict(kept[stage.name]).argument
                 _needs(needed, arguments[stage.name])
         source_dofs = needed.get("y", np.zeros(0, dtype=np.int64))
         columns = {"y": source_dofs, **kept}
@@ -267,10 +271,9 @@ class StageChain:
             lifts["y"] = Lift(np.eye(self.state_size), offset)
         stages = []
         for stage in self.stages:
-            argument, sampling = stage.argument, (interpolations or {}).get(stage.name)
-            if sampling is not None:
-                argument = argument.restrict(stage.rows(sampling.points))
-            stages.append(replace(stage, argument=argument.substitute(lifts)))
+            sampling = (interpolations or {}).get(stage.name)
+            part = stage if sampling is None else stage.restrict(sampling.points)
+            stages.append(replace(part, argument=part.argument.substitute(lifts)))
             if sampling is not None:
                 lifts[stage.name] = Lift(sampling.lift)
         output = self.output if test is None else self.output.project(test)

@@ -1,13 +1,19 @@
 """Explicit Runge–Kutta time stepping of pyMOR models on the time grid of an ODE layer."""
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
 import numpy as np
 from pymor.algorithms.timestepping import TimeStepper
 from pymor.operators.interface import Operator
 from pymor.parameters.base import Mu
+from pymor.vectorarrays.interface import VectorArray
 
 from torchmor.engine.errors import SolverError
 from torchmor.engine.grids import plan_steps
 from torchmor.engine.tableaux import TABLEAUX
+
+RightHandSide: TypeAlias = Callable[[float, VectorArray], VectorArray]  # f(t, y)
 
 
 class LayerTimeStepper(TimeStepper):
@@ -18,7 +24,19 @@ class LayerTimeStepper(TimeStepper):
     at the layer's own time t.
     """
 
-    def iterate(self, initial_time, end_time, initial_data, operator, rhs=None, mass=None, mu=None, num_values=None):
+    times: tuple[float, ...]
+
+    def iterate(
+        self,
+        initial_time: float,
+        end_time: float,
+        initial_data: VectorArray,
+        operator: Operator,
+        rhs: Operator | None = None,
+        mass: Operator | None = None,
+        mu: Mu | None = None,
+        num_values: int | None = None,
+    ) -> Iterator[tuple[VectorArray, float]]:
         assert initial_time == 0 and np.isclose(end_time, abs(self.times[-1] - self.times[0]))
         assert isinstance(operator, Operator) and operator.source == operator.range
         if num_values not in (None, len(self.times)):
@@ -28,7 +46,7 @@ class LayerTimeStepper(TimeStepper):
             )
         mu = mu or Mu()
 
-        def f(t, y):
+        def f(t: float, y: VectorArray) -> VectorArray:
             mu_t = mu.at_time(t)
             value = -operator.apply(y, mu=mu_t)
             if rhs is not None:
@@ -44,7 +62,7 @@ class LayerTimeStepper(TimeStepper):
                 )
             yield y, t
 
-    def integrate(self, f, y, kinks=()):
+    def integrate(self, f: RightHandSide, y: VectorArray, kinks: Sequence[float] = ()) -> Iterator[VectorArray]:
         """Yield the solution of y' = f(t, y) at self.times, as VectorArrays of length 1.
 
         Adaptive solvers do not step across `kinks`, times at which f is not smooth.
@@ -67,19 +85,20 @@ class RungeKuttaTimeStepper(LayerTimeStepper):
         Interpolation of states between steps: 'linear' or 'cubic' (Hermite).
     """
 
-    def __init__(self, method, times, step_size=None, interp="linear"):
+    def __init__(self, method: str, times: Sequence[float], step_size: float | None = None, interp: str = "linear"):
         assert interp in ("linear", "cubic")
         times = tuple(float(t) for t in times)
         self.__auto_init(locals())
 
-    def estimate_time_step_count(self, initial_time, end_time):
+    def estimate_time_step_count(self, initial_time: float, end_time: float) -> int:
         return len(self.times) - 1
 
-    def integrate(self, f, y, kinks=()):
+    def integrate(self, f: RightHandSide, y: VectorArray, kinks: Sequence[float] = ()) -> Iterator[VectorArray]:
         tableau = TABLEAUX[self.method]
         yield y.copy()
         for step in plan_steps(self.times, tableau, self.step_size):
-            h, slopes = step.size, []
+            h = step.size
+            slopes: list[VectorArray] = []
             for a, t in zip(tableau.a, step.times, strict=True):
                 stage = y.copy()
                 for weight, slope in zip(a, slopes, strict=True):
