@@ -126,8 +126,8 @@ def _read(path: Path, sha256: str | None) -> tuple[list[list[np.ndarray]], np.nd
 
 def _same_steps(train, test) -> tuple[Labelled, Labelled]:
     steps = min(MOST_STEPS, max(len(channel) for recording in train[0] for channel in recording))
-    names = sorted(set(train[1]))
-    if len(names) < 2 or not set(test[1]) <= set(names):
+    names = sorted(set(train[1].tolist()))
+    if len(names) < 2 or not set(test[1].tolist()) <= set(names):
         raise DataError(f"expected at least two classes, and no others in the test file, got {names} to train with")
     parts = []
     for recordings, classes in (train, test):

@@ -155,4 +155,4 @@ def test_summary_fits_the_terminal(networks):
 
 def test_no_networks_are_no_error(tmp_path):
     write_results_table(tmp_path / "results.csv", [])
-    assert (tmp_path / "results.csv").exists()
+    assert (tmp_path / "results.csv").read_text(encoding="utf-8").strip() == ""
