@@ -16,9 +16,7 @@ from typing import Annotated, Any
 
 import cyclopts
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from torchmor.adapters import fold, reduce_network
@@ -30,11 +28,10 @@ from torchmor.experiments.measure.progress import progress
 from torchmor.experiments.measure.runtimes import TorchodeLayer, compiled, eager, in_onnx_runtime
 from torchmor.experiments.measure.surroundings import surroundings, threads, threads_in_words
 from torchmor.experiments.measure.timing import compare_times
-from torchmor.experiments.report.table import NOTHING, milliseconds, ratio
+from torchmor.experiments.report.table import NOTHING, empty_table, milliseconds, ratio
 from torchmor.experiments.report.verdict import PARTS
 from torchmor.experiments.studies.convolutional import EXPERIMENT
-from torchmor.experiments.studies.experiment import LAYER
-from torchmor.experiments.studies.networks import NetworkRecipe
+from torchmor.experiments.studies.networks import LAYER, NetworkRecipe
 from torchmor.experiments.studies.offline_costs import offline_costs, print_costs
 
 BATCHES = (1, 32, 256, 2048)
@@ -235,11 +232,7 @@ def print_times(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         cells[row["name"], row["runtime"], row["batch"]] = milliseconds(row["wall_s"]) + times
     where = first["device"] if first["device"] != "cpu" else threads_in_words(first["threads"])
     title = f"Network {first['network']}, {PARTS[first['part']]}, {where}: ms (times the floor)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("what, solver")
-    table.add_column("in")
-    for batch in batches:
-        table.add_column(f"×{batch:,}", justify="right", no_wrap=True)
+    table = empty_table(["what, solver", "in", *(f"×{batch:,}" for batch in batches)], 2, title)
     for name, runtime in dict.fromkeys((row["name"], row["runtime"]) for row in rows):
         table.add_row(name, runtime, *(cells.get((name, runtime, batch), NOTHING) for batch in batches))
     console.print(table, highlight=False)

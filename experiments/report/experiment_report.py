@@ -22,6 +22,7 @@ from torchmor.experiments.report.figures import (
     selections_on_image,
     singular_values,
     trajectories,
+    trajectory,
 )
 from torchmor.experiments.report.report import (
     Contents,
@@ -447,11 +448,5 @@ def _variation(showcase: Showcase) -> np.ndarray:
     """Standard deviation of each component of the full layer's state over some inputs and all times."""
     layer = showcase.full.get_submodule(showcase.name)
     arguments = layer_arguments(showcase.full, showcase.name, showcase.inputs)
-    own = layer.settings
-    try:
-        layer.output = "trajectory"
-        with torch.no_grad():
-            states = layer(*arguments, t=torch.linspace(layer.t[0], layer.t[-1], 21))
-    finally:
-        layer.settings = own
-    return states.flatten(0, 1).flatten(1).std(dim=0).cpu().numpy()
+    states = trajectory(layer, arguments, torch.linspace(layer.t[0], layer.t[-1], 21))
+    return states.flatten(0, 1).flatten(1).std(dim=0).numpy()

@@ -13,7 +13,15 @@ from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import Steps
 from torchmor.engine.errors import TorchmorError
 from torchmor.experiments.data.labelled import DataSet
-from torchmor.experiments.measure.comparison import Candidate, Measurement, Row, adequate, on_one_yardstick, size_words
+from torchmor.experiments.measure.comparison import (
+    Candidate,
+    Measurement,
+    Row,
+    adequate,
+    layer_arguments,
+    on_one_yardstick,
+    size_words,
+)
 from torchmor.experiments.measure.methods import METHODS
 from torchmor.experiments.measure.progress import Progress, progress
 from torchmor.experiments.measure.surroundings import surroundings, threads_in_words
@@ -21,11 +29,8 @@ from torchmor.experiments.report.experiment_report import print_summary, write_e
 from torchmor.experiments.report.results import NetworkResult, Showcase
 from torchmor.experiments.report.results_file import ResultsFile
 from torchmor.experiments.studies.candidates import Compression, Job, Levels
-from torchmor.experiments.studies.networks import NetworkRecipe
+from torchmor.experiments.studies.networks import LAYER, NetworkRecipe
 from torchmor.experiments.studies.trained import trained_network
-
-#: Name of the ODE layer in all networks.
-LAYER = "ode"
 
 
 @dataclass(frozen=True)
@@ -247,8 +252,6 @@ def _timed(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
 
 def layer_size(network: nn.Module, data: DataSet) -> int:
     """Return the number of states of the ODE layer."""
-    from torchmor.experiments.measure.comparison import layer_arguments
-
     return layer_arguments(network, LAYER, data.validation.inputs[:1])[0].numel()
 
 

@@ -32,8 +32,7 @@ from torchmor.experiments.measure.comparison import layer_arguments
 from torchmor.experiments.measure.surroundings import surroundings, threads
 from torchmor.experiments.measure.timing import compare_times
 from torchmor.experiments.report.table import ratio, signed
-from torchmor.experiments.studies.experiment import LAYER
-from torchmor.experiments.studies.networks import NetworkRecipe, Training
+from torchmor.experiments.studies.networks import LAYER, NetworkRecipe, Training
 from torchmor.experiments.studies.trained import trained_network
 
 #: Samples of the timed calls.
