@@ -31,7 +31,7 @@ from torchmor.experiments.measure.timing import compare_times
 from torchmor.experiments.report.table import NOTHING, empty_table, milliseconds, ratio
 from torchmor.experiments.report.verdict import PARTS
 from torchmor.experiments.studies.convolutional import EXPERIMENT
-from torchmor.experiments.studies.networks import LAYER, NetworkRecipe
+from torchmor.experiments.studies.networks import LAYER, NetworkRecipe, ode_layer
 from torchmor.experiments.studies.offline_costs import offline_costs, print_costs
 
 BATCHES = (1, 32, 256, 2048)
@@ -78,7 +78,7 @@ class Subject:
 def subjects(recipe: NetworkRecipe, folder: Path, samples: int = SAMPLES) -> tuple[list[Subject], dict[str, Tensor]]:
     """Return what is timed of a network, and its arguments: images, and states for the layer alone."""
     data = random_images(max(samples, *BATCHES))
-    full = recipe.network(data, 0).eval().requires_grad_(False)
+    full: Any = recipe.network(data, 0).eval().requires_grad_(False)
     images = data.train.inputs
     sizes = EXPERIMENT.levels.distilled[recipe.key][0]
     small = reduce_network(
@@ -111,12 +111,12 @@ def subjects(recipe: NetworkRecipe, folder: Path, samples: int = SAMPLES) -> tup
         return Subject(recipe.key, part, name, ONNX, in_onnx_runtime(module, folder, file, example[:3]))
 
     coarse = {str(steps): solved_by(full, LAYER, steps) for steps in COARSE}
-    layer, reduced = full.ode, small.ode
+    layer, reduced = full.ode, ode_layer(small)
     rows = [
         torch_row("layer", f"full, {layer.method}", layer),
         Subject(recipe.key, "layer", f"full, {layer.method}", "torchode", lambda count: eager(TorchodeLayer(layer))),
-        *(torch_row("layer", f"full, {name}", network.ode) for name, network in coarse.items()),
-        *(compiled_row("layer", f"full, {name}", network.ode) for name, network in coarse.items()),
+        *(torch_row("layer", f"full, {name}", ode_layer(network)) for name, network in coarse.items()),
+        *(compiled_row("layer", f"full, {name}", ode_layer(network)) for name, network in coarse.items()),
         torch_row("layer", words, reduced, floor=True),
         compiled_row("layer", words, reduced),
         onnx_row("layer", words, reduced),
@@ -162,7 +162,7 @@ def times(
                 timed = compare_times(calls, repeats=repeats, budget_s=BUDGET_S)
                 for i, row in enumerate(rows):
                     floor = None
-                    if row.floor:
+                    if row.floor and row.module is not None:
                         floor = machine.floor_s(*needs(row.module, parts[row.part]))
                     found.append(_entry(row, "cpu", batch, floor) | asdict(timed[i]))
                 bar.advance()
@@ -174,13 +174,12 @@ def times_on_cuda(
 ) -> list[dict[str, Any]]:
     """Time the rows that torch runs on a GPU, in the form of :func:`times`; there is no floor."""
     found = []
-    rows = [row for row in rows if row.module is not None]
-    modules = [copy.deepcopy(row.module).cuda() for row in rows]
+    modules = {row: copy.deepcopy(row.module).cuda() for row in rows if row.module is not None}
     for batch in batches:
         parts = {part: value[:batch].cuda() for part, value in arguments.items()}
-        calls = {i: eager(modules[i])(parts[row.part]) for i, row in enumerate(rows)}
+        calls = {row: eager(module)(parts[row.part]) for row, module in modules.items()}
         timed = compare_times(calls, repeats=repeats, budget_s=BUDGET_S)
-        found += [_entry(row, "cuda", batch, None) | asdict(timed[i]) for i, row in enumerate(rows)]
+        found += [_entry(row, "cuda", batch, None) | asdict(timed[row]) for row in modules]
     return found
 
 
@@ -210,7 +209,7 @@ def run(
             highlight=False,
         )
     print_costs(console, offline)
-    result = {"command": "python -m torchmor.experiments.benchmark", "surroundings": surroundings()}
+    result: dict[str, Any] = {"command": "python -m torchmor.experiments.benchmark", "surroundings": surroundings()}
     result |= {"machine": [asdict(machine) for machine in machines], "times": rows, "offline": offline}
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:

@@ -1,7 +1,8 @@
 """The main picture of a comparison: accuracy against time."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -249,7 +250,7 @@ def _references(axes: Axes, found: Sequence[Entry], part: str, batch: int) -> No
             axes.plot(time, entry.difference.mean, "s", color=FULL, markerfacecolor=filled, markersize=6, zorder=3)
 
 
-def _scales(panels: Sequence[Axes], found: Sequence[Entry], gap: float) -> list[float]:
+def _scales(panels: Iterable[Axes], found: Sequence[Entry], gap: float) -> list[float]:
     """Set the accuracies that all panels share, and return the limits of the differences to the full network.
 
     The scale is even within a point of the full network, and logarithmic beyond; ticks are at least so far apart, as a
@@ -319,7 +320,7 @@ def _legend(figure: Figure, methods: Sequence[str], columns: int) -> None:
 
 
 def _reference_handles() -> list[Line2D]:
-    square = {"color": FULL, "marker": "s", "linestyle": "none"}
+    square: dict[str, Any] = {"color": FULL, "marker": "s", "linestyle": "none"}
     return [
         Line2D([], [], **square, label="full network, own solver"),
         Line2D([], [], **square, markerfacecolor="white", label="full network, coarse solver"),
@@ -327,11 +328,11 @@ def _reference_handles() -> list[Line2D]:
     ]
 
 
-def _logarithm_of_error(accuracy):
+def _logarithm_of_error(accuracy: np.ndarray) -> np.ndarray:
     return -np.log10(np.maximum(100 - np.asarray(accuracy, dtype=float), 0.1))
 
 
-def _signed(points: float, _=None) -> str:
+def _signed(points: float, _: object = None) -> str:
     return f"{points:+g}".replace("-", "−") if points else "0"
 
 

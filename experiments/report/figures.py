@@ -78,7 +78,8 @@ def interpolation_points(points: np.ndarray, shape: tuple[int, int, int], backgr
     """
     chosen = _chosen(points, shape)
     figure = empty_figure(9.5, 4.9)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.08))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.08))
+    left, right = halves
     _on_image(left.subplots(), chosen, background, "#b34700")
     left.suptitle("points at each pixel, all channels together\n(grey: the mean image)", fontsize=10)
     _by_channel(right, chosen, METHODS["pod-deim"].colour)
@@ -209,7 +210,7 @@ def trajectory(layer: SolvingLayer, arguments: Sequence[Tensor], t: Tensor, **se
         layer.settings = own
 
 
-_KINDS = {"full": "-", "reduced": "--"}
+_KINDS: dict[str, Any] = {"full": "-", "reduced": "--"}
 
 
 def _places(components: np.ndarray, shape: Sequence[int]) -> list[str]:

@@ -54,7 +54,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
 def print_table(console: Console, rows: Sequence[Row]) -> None:
     """Print the table with its notes, on a narrow terminal without the columns that matter least."""
     titles = header(rows)
-    shown = range(len(titles))
+    shown = list(range(len(titles)))
     if console.width < WIDE:
         least = [title.startswith("agrees") or (title.startswith("gain") and title.endswith("×1")) for title in titles]
         shown = [i for i in shown if not least[i]]

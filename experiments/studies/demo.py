@@ -2,8 +2,10 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -34,6 +36,7 @@ from torchmor.experiments.report.report import (
     Comparison,
     Listing,
     Paragraph,
+    Part,
     Picture,
     Points,
     Settings,
@@ -43,7 +46,7 @@ from torchmor.experiments.report.report import (
 from torchmor.experiments.report.table import print_table
 from torchmor.experiments.report.verdict import size_in_words, verdict
 from torchmor.experiments.studies.experiment import layer_size
-from torchmor.experiments.studies.networks import LAYER, Training, digits_network
+from torchmor.experiments.studies.networks import LAYER, Training, digits_network, ode_layer
 from torchmor.experiments.studies.training import train
 
 #: How the network is trained; dopri5 would take three times as long, these steps solve the ODE to about its tolerance.
@@ -77,7 +80,7 @@ class Scale:
     """
 
     epochs: int
-    sizes: tuple[dict, ...]
+    sizes: tuple[dict[str, Any], ...]
     companions: tuple[Steps, ...]
     most_accurate: int
     repeats: int
@@ -169,13 +172,17 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
     write_rows(raw, rows, settings)
     story = _story(data, rows, history[-1].loss)
     pictures = _pictures(data, network, rows, best_row, marked)
-    sections = {"": [Points(findings)], "What was done": story, "The table": [Comparison(rows)], **pictures}
+    introduction: list[Part] = [Points(findings)]
+    if quick:
+        introduction.insert(0, Paragraph("A quick run, to see that everything works: its numbers mean little."))
+    sections: dict[str, Sequence[Part]] = {"": introduction, "What was done": story, "The table": [Comparison(rows)]}
+    sections |= pictures
     sections["What the reduction says of itself"] = [
         Paragraph(
             f"The explanation of the marked layer, of {size_in_words(best_row)} and {best_row.solver}. It was made "
             "with the layer's own solver."
         ),
-        Listing(str(marked.ode.explain())),
+        Listing(str(ode_layer(marked).explain())),
     ]
     walls = {f"{part} in": f"{wall:.1f} s" for part, wall in clock.wall_s.items()}
     sections["Settings"] = [
@@ -183,8 +190,6 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
         Settings(settings | walls),
         Paragraph(f"Beside this file: {raw.name} has the raw numbers, {saved.name} the marked network."),
     ]
-    if quick:
-        sections[""].insert(0, Paragraph("A quick run, to see that everything works: its numbers mean little."))
     write_report(report, "torchmor demo: a convolutional Neural ODE on digits, and its reductions", sections)
     clock.tell("wrote", f"the report ({sum(clock.wall_s.values()):.0f} s before that)")
 
@@ -206,7 +211,7 @@ def _reductions(network: ConvolutionalOde, data: DataSet, scale: Scale, seed: in
         for sizes in scale.sizes:
             try:
                 small = reductor.reduce(**sizes)
-                state, stage = small.ode.explain().parts
+                state, stage = ode_layer(small).explain().parts
                 found = {"r": state.reduced, "m": stage.reduced}
                 reduced.append(Candidate("fitted", found, small))
             except NonFiniteError:
@@ -237,8 +242,8 @@ def _measured(
 
 
 def _size(network: ConvolutionalOde, marked: nn.Module) -> str:
-    full, small = (sum(p.numel() for p in net.ode.parameters()) for net in (network, marked))
-    before, after = marked.ode.explain().operations
+    full, small = (sum(p.numel() for p in ode_layer(net).parameters()) for net in (network, marked))
+    before, after = ode_layer(marked).explain().operations
     text = (
         f"This reduced layer holds {small:,} numbers, the full one {full:,}; one evaluation of its ODE function takes "
         f"{after:,} multiply-adds, of the full one {before:,}."
@@ -258,7 +263,7 @@ def _settings(
         f"{len(data.test)} to test",
         "ODE layer": f"y' = tanh(K * y + b) on 16 x 8 x 8; {network.ode.settings}",
         "training": training.words(len(data.train)),
-        "reduction": ", ".join(f"{name} {value}" for name, value in marked.ode.explain().method.items()),
+        "reduction": ", ".join(f"{name} {value}" for name, value in ode_layer(marked).explain().method.items()),
     }
 
 
@@ -293,7 +298,7 @@ def _story(data: DataSet, rows: list[Row], loss: float) -> list[Paragraph]:
 def _pictures(
     data: DataSet, network: ConvolutionalOde, rows: list[Row], best: Row, marked: nn.Module
 ) -> dict[str, list[Picture]]:
-    layer = marked.ode
+    layer = ode_layer(marked)
     ((_, points),) = layer.points.items()
     reduced = [row for row in rows if row.ours]
     sizes = {"state": [row.sizes["r"] for row in reduced]}

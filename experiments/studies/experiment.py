@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
+from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import Steps
 from torchmor.engine.errors import TorchmorError
@@ -29,7 +30,7 @@ from torchmor.experiments.report.experiment_report import print_summary, write_e
 from torchmor.experiments.report.results import NetworkResult, Showcase
 from torchmor.experiments.report.results_file import ResultsFile
 from torchmor.experiments.studies.candidates import Compression, Job, Levels
-from torchmor.experiments.studies.networks import LAYER, NetworkRecipe
+from torchmor.experiments.studies.networks import LAYER, NetworkRecipe, ode_layer
 from torchmor.experiments.studies.trained import trained_network
 
 
@@ -55,7 +56,7 @@ class Experiment:
     title: str
     recipes: Sequence[NetworkRecipe]
     levels: Levels
-    coarse: Callable[[nn.Module], Sequence[Steps]]
+    coarse: Callable[[ODELayer], Sequence[Steps]]
 
 
 @dataclass(frozen=True)
@@ -126,21 +127,23 @@ def run_experiment(
     return found
 
 
+@dataclass(frozen=True, eq=False)
 class _Run:
     """An experiment on one network."""
 
-    def __init__(self, experiment, recipe, data, folder, scale, results, console):
-        self.experiment: Experiment = experiment
-        self.recipe: NetworkRecipe = recipe
-        self.data: DataSet = data
-        self.folder: Path = folder
-        self.scale: Scale = scale
-        self.results: ResultsFile = results
-        self.console: Console = console
+    experiment: Experiment
+    recipe: NetworkRecipe
+    data: DataSet
+    folder: Path
+    scale: Scale
+    results: ResultsFile
+    console: Console
 
     def result(self) -> NetworkResult:
         """Measure what is missing, and return everything."""
-        rows, failures, companion = {}, [], None
+        rows: dict[int, list[Row]] = {}
+        failures: list[str] = []
+        companion = None
         for seed in self.scale.seeds:
             start = time.perf_counter()
             network = trained_network(self.recipe, self.data, seed, self.folder / "networks")
@@ -192,7 +195,7 @@ class _OnSeed:
         companion
             Coarse solver of the compressed networks; None for the cheapest that is adequate for the full one.
         """
-        layer = self.network.get_submodule(LAYER)
+        layer = ode_layer(self.network)
         coarse = list(self.run.experiment.coarse(layer))
         own = self.timed or layer.method not in ADAPTIVE_METHODS
         jobs = list(self.compression.jobs(None, control=self.timed))
@@ -208,7 +211,7 @@ class _OnSeed:
             self.companion = companion or self._cheapest_adequate(rows, coarse)
             for job in self.compression.jobs(self.companion, control=self.timed):
                 made = cache(partial(_timed, job.make))
-                solvers = [None] if (own and job.own_solver) or self.companion is None else []
+                solvers: list[Steps | None] = [None] if (own and job.own_solver) or self.companion is None else []
                 solvers += [] if self.companion is None or job.method == "skipped" else [self.companion]
                 solvers = solvers if job.solver is None else [job.solver]
                 for solver in solvers:

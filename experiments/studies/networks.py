@@ -95,6 +95,11 @@ class NetworkRecipe:
             return self.build(data)
 
 
+def ode_layer(network: nn.Module) -> Any:
+    """Return the ODE layer of a network, be it full, reduced or pruned."""
+    return network.get_submodule(LAYER)
+
+
 def digits_network(seed: int = 0) -> ConvolutionalOde:
     """Return the untrained network of the demo: 1,024 states, 16 channels of 8 × 8."""
     with torch.random.fork_rng(devices=[]):

@@ -41,7 +41,7 @@ def whole_reduction() -> Callable[[], Any]:
     """reduce_network, network a, n = 3,136 to r = 64 and m = 128, 2,000 images."""
     data = random_images(2000)
     network = CONVOLUTIONAL[0].network(data, 0)
-    sizes = {"state_dim": 64, "points": 128, "metric": "agreement"}
+    sizes: dict[str, Any] = {"state_dim": 64, "points": 128, "metric": "agreement"}
     return lambda: reduce_network(network, LAYER, data.train.inputs, **sizes, progress=False)
 
 
@@ -75,7 +75,7 @@ def _cost(task: Callable[[], Callable[[], Any]], count: int) -> dict[str, Any]:
         before, start = _peak_bytes(reset=True), time.perf_counter()
         call()
         wall_s = time.perf_counter() - start
-    what = task.__doc__.strip().rstrip(".")
+    what = (task.__doc__ or "").strip().rstrip(".")
     return {"what": what, "wall_s": wall_s, "peak_bytes": _peak_bytes() - before, "threads": count}
 
 
