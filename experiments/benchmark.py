@@ -16,9 +16,7 @@ from typing import Annotated, Any
 
 import cyclopts
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from torchmor.adapters import fold, reduce_network
@@ -30,11 +28,10 @@ from torchmor.experiments.measure.progress import progress
 from torchmor.experiments.measure.runtimes import TorchodeLayer, compiled, eager, in_onnx_runtime
 from torchmor.experiments.measure.surroundings import surroundings, threads, threads_in_words
 from torchmor.experiments.measure.timing import compare_times
-from torchmor.experiments.report.table import NOTHING, milliseconds, ratio
+from torchmor.experiments.report.table import NOTHING, empty_table, milliseconds, ratio
 from torchmor.experiments.report.verdict import PARTS
 from torchmor.experiments.studies.convolutional import EXPERIMENT
-from torchmor.experiments.studies.experiment import LAYER
-from torchmor.experiments.studies.networks import NetworkRecipe
+from torchmor.experiments.studies.networks import LAYER, NetworkRecipe, ode_layer
 from torchmor.experiments.studies.offline_costs import offline_costs, print_costs
 
 BATCHES = (1, 32, 256, 2048)
@@ -81,7 +78,7 @@ class Subject:
 def subjects(recipe: NetworkRecipe, folder: Path, samples: int = SAMPLES) -> tuple[list[Subject], dict[str, Tensor]]:
     """Return what is timed of a network, and its arguments: images, and states for the layer alone."""
     data = random_images(max(samples, *BATCHES))
-    full = recipe.network(data, 0).eval().requires_grad_(False)
+    full: Any = recipe.network(data, 0).eval().requires_grad_(False)
     images = data.train.inputs
     sizes = EXPERIMENT.levels.distilled[recipe.key][0]
     small = reduce_network(
@@ -114,12 +111,12 @@ def subjects(recipe: NetworkRecipe, folder: Path, samples: int = SAMPLES) -> tup
         return Subject(recipe.key, part, name, ONNX, in_onnx_runtime(module, folder, file, example[:3]))
 
     coarse = {str(steps): solved_by(full, LAYER, steps) for steps in COARSE}
-    layer, reduced = full.ode, small.ode
+    layer, reduced = full.ode, ode_layer(small)
     rows = [
         torch_row("layer", f"full, {layer.method}", layer),
         Subject(recipe.key, "layer", f"full, {layer.method}", "torchode", lambda count: eager(TorchodeLayer(layer))),
-        *(torch_row("layer", f"full, {name}", network.ode) for name, network in coarse.items()),
-        *(compiled_row("layer", f"full, {name}", network.ode) for name, network in coarse.items()),
+        *(torch_row("layer", f"full, {name}", ode_layer(network)) for name, network in coarse.items()),
+        *(compiled_row("layer", f"full, {name}", ode_layer(network)) for name, network in coarse.items()),
         torch_row("layer", words, reduced, floor=True),
         compiled_row("layer", words, reduced),
         onnx_row("layer", words, reduced),
@@ -165,7 +162,7 @@ def times(
                 timed = compare_times(calls, repeats=repeats, budget_s=BUDGET_S)
                 for i, row in enumerate(rows):
                     floor = None
-                    if row.floor:
+                    if row.floor and row.module is not None:
                         floor = machine.floor_s(*needs(row.module, parts[row.part]))
                     found.append(_entry(row, "cpu", batch, floor) | asdict(timed[i]))
                 bar.advance()
@@ -177,13 +174,12 @@ def times_on_cuda(
 ) -> list[dict[str, Any]]:
     """Time the rows that torch runs on a GPU, in the form of :func:`times`; there is no floor."""
     found = []
-    rows = [row for row in rows if row.module is not None]
-    modules = [copy.deepcopy(row.module).cuda() for row in rows]
+    modules = {row: copy.deepcopy(row.module).cuda() for row in rows if row.module is not None}
     for batch in batches:
         parts = {part: value[:batch].cuda() for part, value in arguments.items()}
-        calls = {i: eager(modules[i])(parts[row.part]) for i, row in enumerate(rows)}
+        calls = {row: eager(module)(parts[row.part]) for row, module in modules.items()}
         timed = compare_times(calls, repeats=repeats, budget_s=BUDGET_S)
-        found += [_entry(row, "cuda", batch, None) | asdict(timed[i]) for i, row in enumerate(rows)]
+        found += [_entry(row, "cuda", batch, None) | asdict(timed[row]) for row in modules]
     return found
 
 
@@ -213,7 +209,7 @@ def run(
             highlight=False,
         )
     print_costs(console, offline)
-    result = {"command": "python -m torchmor.experiments.benchmark", "surroundings": surroundings()}
+    result: dict[str, Any] = {"command": "python -m torchmor.experiments.benchmark", "surroundings": surroundings()}
     result |= {"machine": [asdict(machine) for machine in machines], "times": rows, "offline": offline}
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
@@ -235,11 +231,7 @@ def print_times(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         cells[row["name"], row["runtime"], row["batch"]] = milliseconds(row["wall_s"]) + times
     where = first["device"] if first["device"] != "cpu" else threads_in_words(first["threads"])
     title = f"Network {first['network']}, {PARTS[first['part']]}, {where}: ms (times the floor)"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("what, solver")
-    table.add_column("in")
-    for batch in batches:
-        table.add_column(f"×{batch:,}", justify="right", no_wrap=True)
+    table = empty_table(["what, solver", "in", *(f"×{batch:,}" for batch in batches)], 2, title)
     for name, runtime in dict.fromkeys((row["name"], row["runtime"]) for row in rows):
         table.add_row(name, runtime, *(cells.get((name, runtime, batch), NOTHING) for batch in batches))
     console.print(table, highlight=False)

@@ -2,15 +2,19 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 from rich.console import Console
 
 from torchmor.engine.errors import LittleGainWarning, TorchmorError
+
+if TYPE_CHECKING:
+    from torchmor.experiments.data.labelled import DataSet
+    from torchmor.experiments.studies.experiment import Experiment
 
 #: Exit codes: what the user can mend, and Ctrl-C.
 FAILED, INTERRUPTED = 2, 130
@@ -140,7 +144,17 @@ def functions(
     run_functions(*data, setting, _console())
 
 
-def _experiment(experiment, load, data, data_dir, out, seed, seeds, threads, quick) -> None:
+def _experiment(
+    experiment: "Experiment",
+    load: Callable[[str, int, Path | None], "DataSet"],
+    data: str,
+    data_dir: Path | None,
+    out: Path | None,
+    seed: int,
+    seeds: int,
+    threads: int,
+    quick: bool,
+) -> None:
     from torchmor.experiments.studies.experiment import Scale, in_short, run_experiment
 
     if seeds < 1 or threads < 1:

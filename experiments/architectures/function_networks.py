@@ -172,6 +172,8 @@ class DrivenClassifier(nn.Module):
         Length of time that a sequence lasts.
     """
 
+    times: Tensor
+
     def __init__(
         self,
         function: nn.Module,

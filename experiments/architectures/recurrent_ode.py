@@ -26,7 +26,7 @@ class RecurrentFunction(nn.Module):
         self.input = nn.Linear(inputs, units, bias=False)
         self.leak = leak
 
-    def forward(self, t, y: Tensor, u: Tensor) -> Tensor:
+    def forward(self, t: Tensor | float, y: Tensor, u: Tensor) -> Tensor:
         """Return dy/dt (batch, n) at states y (batch, n) and inputs u (batch, p)."""
         change = self.activation(self.recurrent(y)) + self.input(u)
         return change - y if self.leak else change

@@ -94,6 +94,11 @@ class PrunedODELayer(ODELayer):
         What the states (1, …) are at the start, if that is the same for all samples; NaN where it is not.
     """
 
+    func: "_Pruned"
+    kept: Tensor
+    pruned: Tensor
+    rest: nn.Module | None  # what the pruned states add: evaluated once in a solve
+
     def __init__(self, layer: ODELayer, form: "_Form", kept: Tensor, initial: Tensor):
         pruned = torch.ones(form.affine.weight.shape[0], dtype=torch.bool, device=kept.device)
         pruned[kept] = False
@@ -103,7 +108,7 @@ class PrunedODELayer(ODELayer):
         self.settings = settings
         self.register_buffer("kept", kept)
         self.register_buffer("pruned", pruned)
-        self.rest = None  # what the pruned states add: evaluated once in a solve
+        self.rest = None
         if len(pruned) == 0:
             self.func.fold(None if form.affine.bias is None else form.affine.bias.detach())
             return
@@ -114,7 +119,7 @@ class PrunedODELayer(ODELayer):
         else:
             self.rest = rest
 
-    def forward(self, y0: Tensor, u=None, t=None) -> Tensor:
+    def forward(self, y0: Tensor, u: Any = None, t: Any = None) -> Tensor:
         """Solve the ODE from the state y0 (batch, …), like :class:`~torchmor.adapters.ODELayer`."""
         if self.rest is not None:
             self.func.constant = self.rest(y0.index_select(1, self.pruned))
@@ -131,7 +136,10 @@ class PrunedODELayer(ODELayer):
 class _Pruned(nn.Module):
     """``σ(A y + c)`` on the kept states; c is the bias with what the pruned states add."""
 
-    def __init__(self, affine: nn.Module, activation: nn.Module):
+    constant: Tensor | None
+    folded: Tensor | None
+
+    def __init__(self, affine: Any, activation: nn.Module):
         super().__init__()
         self.affine, self.activation = affine, activation
         self.register_buffer("constant", None, persistent=False)
@@ -150,7 +158,7 @@ class _Pruned(nn.Module):
         constant = self.folded if self.constant is None else self.constant
         return self.activation(arguments if constant is None else arguments + constant)
 
-    def forward(self, t, y: Tensor) -> Tensor:
+    def forward(self, t: Any, y: Tensor) -> Tensor:
         """Return dy/dt of the kept states."""
         return self.rate(y)
 
@@ -158,11 +166,11 @@ class _Pruned(nn.Module):
 class _PrunedRecurrent(_Pruned):
     """``σ(A y + c) + Z u``, with leak ``− y`` more, on the kept states."""
 
-    def __init__(self, affine: nn.Module, activation: nn.Module, inputs: nn.Linear, leak: bool):
+    def __init__(self, affine: Any, activation: nn.Module, inputs: nn.Linear, leak: bool):
         super().__init__(affine, activation)
         self.input, self.leak = inputs, leak
 
-    def forward(self, t, y: Tensor, u: Tensor) -> Tensor:
+    def forward(self, t: Any, y: Tensor, u: Tensor) -> Tensor:  # type: ignore[override]  # u is what is added here
         """Return dy/dt of the kept states."""
         change = self.rate(y) + self.input(u)
         return change - y if self.leak else change
@@ -172,7 +180,7 @@ class _PrunedRecurrent(_Pruned):
 class _Form:
     """The parts of an ODE function that can be pruned."""
 
-    affine: nn.Module
+    affine: Any  # nn.Linear or a convolution
     activation: nn.Module
     recurrent: RecurrentFunction | None = None
 
@@ -213,7 +221,7 @@ class _Form:
         return _PrunedRecurrent(affine, activation, inputs, self.recurrent.leak)
 
 
-def _restricted(affine: nn.Module, rows: Tensor, columns: Tensor, *, bias: bool) -> nn.Module:
+def _restricted(affine: Any, rows: Tensor, columns: Tensor, *, bias: bool) -> Any:
     """Return the part of a linear layer or convolution from some neurons to some neurons."""
     kind = {"dtype": affine.weight.dtype, "device": affine.weight.device}
     bias = bias and affine.bias is not None
@@ -233,24 +241,25 @@ def _observed(
     network: nn.Module, name: str, layer: ODELayer, form: _Form, calibration: Calibration
 ) -> tuple[Tensor, Tensor]:
     """Return the score of each neuron, with ties broken by the mean activation, and the common initial states."""
-    largest, initial = 0.0, None
+    largest = 0.0
+    initial: Any = None
+    silent = size = torch.zeros(len(form.affine.weight), dtype=torch.float64, device=form.affine.weight.device)
 
-    def look(t, y, u):
+    def look(t: Tensor, y: Tensor, u: Tensor | None) -> None:
         nonlocal largest
         largest = max(largest, float(form.activations(y).abs().max()))
 
-    def start(module, arguments):
+    def start(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         nonlocal initial
         y0 = arguments[0].detach()
         if len(y0):
             initial = y0[:1].clone() if initial is None else initial
             initial = torch.where((y0 == initial).all(dim=0, keepdim=True), initial, torch.nan)
 
-    def count(t, y, u):
-        nonlocal silent, size, total
+    def count(t: Tensor, y: Tensor, u: Tensor | None) -> None:
+        nonlocal silent, size
         sizes = form.activations(y).abs().double()
         silent, size = silent + (sizes <= threshold).sum(dim=1), size + sizes.sum(dim=1)
-        total += sizes.shape[1]
 
     with evaluation(network):
         hook = layer.register_forward_pre_hook(start)
@@ -261,7 +270,6 @@ def _observed(
         finally:
             hook.remove()
         threshold = 0.0 if isinstance(form.activation, nn.ReLU) else SILENT * largest
-        silent, size, total = 0, 0.0, 0
         with layer.observe(count):
             for batch in calibration:
                 call_network(network, batch)

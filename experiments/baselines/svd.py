@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.linalg as spla
@@ -12,6 +13,7 @@ from torch.nn.utils import skip_init
 from torchmor.adapters.layers.placing import find_layer, with_layers
 from torchmor.engine.errors import SizeError, UnsupportedOperationError
 
+_Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 #: Columns of a dense matrix that are computed at a time.
@@ -144,7 +146,7 @@ def _linear(module: nn.Linear, most: int) -> Callable[[int], nn.Module]:
     return make
 
 
-def _convolution(module: nn.Module, most: int) -> Callable[[int], nn.Module]:
+def _convolution(module: _Convolution, most: int) -> Callable[[int], nn.Module]:
     matrix = _matrix(module.weight.flatten(1))
     left, right = low_rank(matrix, most)
     outputs, inputs = matrix.shape
@@ -165,7 +167,7 @@ def _convolution(module: nn.Module, most: int) -> Callable[[int], nn.Module]:
     return make
 
 
-def _dense(module: nn.Module, shape: tuple[int, ...], most: int) -> Callable[[int], nn.Module]:
+def _dense(module: _Convolution, shape: tuple[int, ...], most: int) -> Callable[[int], nn.Module]:
     linear = copy.deepcopy(module).double().requires_grad_(False)
     zero = torch.zeros(1, *shape, dtype=torch.float64, device=module.weight.device)
     shift = linear(zero)
@@ -180,7 +182,7 @@ def _dense(module: nn.Module, shape: tuple[int, ...], most: int) -> Callable[[in
     return make
 
 
-def _fully(like: nn.Module, weight: np.ndarray, bias: Tensor | None = None) -> nn.Linear:
+def _fully(like: nn.Linear | _Convolution, weight: np.ndarray, bias: Tensor | None = None) -> nn.Linear:
     kind = {"dtype": like.weight.dtype, "device": like.weight.device}
     made = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, **kind)
     _fill(made.weight, weight)
@@ -189,7 +191,7 @@ def _fully(like: nn.Module, weight: np.ndarray, bias: Tensor | None = None) -> n
     return made
 
 
-def _fill(parameter: Tensor, values) -> None:
+def _fill(parameter: Tensor, values: Tensor | np.ndarray) -> None:
     with torch.no_grad():
         parameter.copy_(
             torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values).view_as(parameter)
@@ -200,7 +202,7 @@ def _matrix(weight: Tensor) -> np.ndarray:
     return weight.detach().cpu().double().numpy()
 
 
-def _input_shapes(network: nn.Module, layer: nn.Module, example: Tensor | None) -> dict[str, tuple[int, ...]]:
+def _input_shapes(network: nn.Module, layer: Any, example: Tensor | None) -> dict[str, tuple[int, ...]]:
     """Return the shape of a sample that each convolution of the ODE function sees."""
     if example is None:
         raise SizeError("expected example inputs, which tell the size of a dense matrix, got none: example=inputs[:2]")
@@ -219,7 +221,7 @@ def _input_shapes(network: nn.Module, layer: nn.Module, example: Tensor | None) 
     return shapes
 
 
-def _with_modules(layer: nn.Module, factories: dict[str, Callable[[int], nn.Module]], rank: int) -> nn.Module:
+def _with_modules(layer: Any, factories: dict[str, Callable[[int], nn.Module]], rank: int) -> nn.Module:
     """Return a copy of the layer with other modules in its ODE function."""
     layer = copy.deepcopy(layer)
     for path, make in factories.items():

@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,8 @@ def prune_structure(network: nn.Module, name: str, example: Tensor, kept: Sequen
         if count < channels and sum(parameter.numel() for parameter in flat.parameters()) >= parameters:
             raise UnsupportedOperationError("expected Torch-Pruning to remove channels, got the network unchanged")
         small = copy.deepcopy(layer)
-        small.func = flat.get_submodule(name).func
+        steps: Any = flat.get_submodule(name)
+        small.func = steps.func
         pruned.append(with_layers(flat, {name: small}).train(network.training))
     return pruned
 
@@ -86,11 +88,11 @@ def prune_structure(network: nn.Module, name: str, example: Tensor, kept: Sequen
 class _TwoSteps(nn.Module):
     """Two Euler steps: a graph that can be traced, in which the state meets itself."""
 
-    def __init__(self, func: nn.Module, driven: bool):
+    def __init__(self, func: Callable[..., Tensor], driven: bool):
         super().__init__()
         self.func, self.driven = func, driven
 
-    def forward(self, y: Tensor, u: Tensor | None = None) -> Tensor:
+    def forward(self, y: Tensor, u: Any = None) -> Tensor:
         for _ in range(2):
             y = y + (self.func(0.0, y, u[:, 0]) if self.driven else self.func(y))
         return y

@@ -1,6 +1,7 @@
 """Data sets of sequences."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,9 @@ BUNDLED = {
 
 #: Names for :func:`load_sequences`, beside those of a user's own files.
 SEQUENCES = ("digits", *BUNDLED)
+
+
+_Recordings = tuple[list[list[np.ndarray]], np.ndarray]
 
 
 def load_sequences(name: str, seed: int = 0, data_dir: Path | None = None) -> DataSet:
@@ -79,9 +83,9 @@ def _find_files(name: str, data_dir: Path | None) -> tuple[list[Path], tuple[str
         if all(path.is_file() for path in paths):
             return paths, (None, None)
     if name in BUNDLED:
-        problem, *checksums = BUNDLED[name]
+        problem, train, test = BUNDLED[name]
         folder = Path(_sktime().__file__).parent / "datasets" / "data" / problem
-        return [folder / f"{problem}_{part}.ts" for part in ("TRAIN", "TEST")], tuple(checksums)
+        return [folder / f"{problem}_{part}.ts" for part in ("TRAIN", "TEST")], (train, test)
     where = "--data-dir FOLDER" if data_dir is None else f"{data_dir} or {data_dir / name}"
     raise DataError(
         f"expected one of the sequence data sets {', '.join(SEQUENCES)}, or the files {name}_TRAIN.ts and "
@@ -89,7 +93,7 @@ def _find_files(name: str, data_dir: Path | None) -> tuple[list[Path], tuple[str
     )
 
 
-def _sktime():
+def _sktime() -> Any:
     try:
         import sktime
     except ModuleNotFoundError as error:
@@ -100,7 +104,7 @@ def _sktime():
     return sktime
 
 
-def _read(path: Path, sha256: str | None) -> tuple[list[list[np.ndarray]], np.ndarray]:
+def _read(path: Path, sha256: str | None) -> _Recordings:
     """Return the channels of each recording, (steps,) each, and the names of the classes."""
     import hashlib
 
@@ -124,16 +128,17 @@ def _read(path: Path, sha256: str | None) -> tuple[list[list[np.ndarray]], np.nd
     return recordings, np.asarray(classes)
 
 
-def _same_steps(train, test) -> tuple[Labelled, Labelled]:
+def _same_steps(train: _Recordings, test: _Recordings) -> tuple[Labelled, Labelled]:
     steps = min(MOST_STEPS, max(len(channel) for recording in train[0] for channel in recording))
-    names = sorted(set(train[1]))
-    if len(names) < 2 or not set(test[1]) <= set(names):
+    names = sorted(set(train[1].tolist()))
+    if len(names) < 2 or not set(test[1].tolist()) <= set(names):
         raise DataError(f"expected at least two classes, and no others in the test file, got {names} to train with")
-    parts = []
-    for recordings, classes in (train, test):
+
+    def labelled(recordings: list[list[np.ndarray]], classes: np.ndarray) -> Labelled:
         inputs = np.stack([_resampled(recording, steps) for recording in recordings]).astype(np.float32)
-        parts.append(Labelled(torch.from_numpy(inputs), torch.from_numpy(np.searchsorted(names, classes))))
-    return tuple(parts)
+        return Labelled(torch.from_numpy(inputs), torch.from_numpy(np.searchsorted(names, classes)))
+
+    return labelled(*train), labelled(*test)
 
 
 def _resampled(recording: list[np.ndarray], steps: int) -> np.ndarray:

@@ -45,7 +45,7 @@ class Content:
     outputs: list[str] = field(default_factory=list)
     parameters: int = 0
     parameter_bytes: int = 0
-    operations: Counter = field(default_factory=Counter)
+    operations: Counter[str] = field(default_factory=Counter)
     note: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -121,7 +121,7 @@ def _read_onnx(path: Path, data: bytes) -> Content:
     onnx.checker.check_model(model)
     constants = {tensor.name for tensor in model.graph.initializer}
 
-    def words(value):
+    def words(value: Any) -> str:
         kind = value.type.tensor_type
         shape = [d.dim_param or d.dim_value for d in kind.shape.dim]
         return _tensor(value.name, shape, str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
@@ -176,18 +176,23 @@ def _compiled(metadata: Mapping[str, str]) -> Content:
     )
 
 
-def _program(model: Mapping, tensors: Mapping, sizes: Mapping[str, int], note: Mapping) -> Content:
+def _program(
+    model: Mapping[str, Any],
+    tensors: Mapping[tuple[str, str], list[int]],
+    sizes: Mapping[str, int],
+    note: Mapping[str, Any],
+) -> Content:
     module = model["graph_module"]
     values, signature = module["graph"]["tensor_values"], module["signature"]
     symbols = list(model["range_constraints"])
 
-    def length(size):
+    def length(size: Mapping[str, Any]) -> int | str:
         if "as_int" in size:
             return size["as_int"]
         symbol = re.sub(r"Symbol\('(\w+)'[^)]*\)", r"\1", size["as_expr"]["expr_str"])
         return symbol.replace(symbols[0], "batch") if len(symbols) == 1 else symbol
 
-    def words(spec):
+    def words(spec: Mapping[str, Any]) -> str:
         name = spec["arg"]["as_tensor"]["name"]
         value = values[name]
         return _tensor(name, map(length, value["sizes"]), _DTYPES.get(value["dtype"], f"dtype {value['dtype']}"))

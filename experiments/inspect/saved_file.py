@@ -1,6 +1,7 @@
 """What a saved file holds, in words."""
 
 from pathlib import Path
+from typing import Any
 
 from torchmor.adapters.export.operators import operators
 from torchmor.adapters.layers.files import build_layer, read
@@ -34,7 +35,7 @@ def describe(path: Path) -> str:
 def _layer(name: str, layer: ReducedODELayer) -> list[str]:
     entries = operators(layer)
     shape = " x ".join(map(str, layer.state_shape))
-    stages = zip(layer.ode.stages, layer.ode.expressions, strict=True)
+    stages: Any = zip(layer.ode.stages, layer.ode.expressions, strict=True)
     points = [f"{argument.weight.shape[0] // expression.arity:,}" for argument, expression in stages]
     lines = [
         f"layer '{name}'" if name else "a layer alone",

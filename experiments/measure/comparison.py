@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.evaluation import recorded_calls
+from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import Steps, solved_by, solver_name
 from torchmor.experiments.data.labelled import DataSet
 from torchmor.experiments.measure.accuracy import accuracy, packed, paired_interval, predict
@@ -165,7 +166,7 @@ class Measurement:
         seed: int = 0,
     ):
         self.full, self.name, self.data, self.seed = full, name, data, seed
-        self._timing = {"repeats": repeats, "budget_s": budget_s, "seed": seed}
+        self._timing: dict[str, Any] = {"repeats": repeats, "budget_s": budget_s, "seed": seed}
         self._threads = timing_threads
         inputs = data.validation.inputs
         self._inputs = inputs.repeat(-(-max(BATCHES) // len(inputs)), *[1] * (inputs.ndim - 1))[: max(BATCHES)]
@@ -182,14 +183,14 @@ class Measurement:
         """
         network = solved_by(candidate.network, self.name, candidate.solver)
         layer = network.get_submodule(self.name)
-        skipped = isinstance(layer, nn.Identity)
+        solved = isinstance(layer, SolvingLayer)
         predicted = self._reference if network is self.full else predict(network, self.data.test.inputs)
         labels = self.data.test.labels
         return Row(
             method=candidate.method,
             sizes=dict(candidate.sizes),
-            solver="none" if skipped else str(candidate.solver or solver_name(layer)),
-            own_solver=not skipped and candidate.solver is None,
+            solver=str(candidate.solver or solver_name(layer)) if isinstance(layer, SolvingLayer) else "none",
+            own_solver=solved and candidate.solver is None,
             evaluations=evaluations(network, self.name, self._inputs),
             parameters=sum(parameter.numel() for parameter in layer.parameters()),
             validation_accuracy=validation_accuracy(network, self.data),
@@ -203,10 +204,9 @@ class Measurement:
         )
 
     def _layer_times(self, network: nn.Module) -> dict[int, Timing]:
-        of_both = []
-        for whole in (network, self._yardstick):
-            of_both += [whole.get_submodule(self.name), layer_arguments(whole, self.name, self._inputs)]
-        return self._times(*of_both)
+        layer, yardstick = (whole.get_submodule(self.name) for whole in (network, self._yardstick))
+        arguments, its_arguments = (layer_arguments(w, self.name, self._inputs) for w in (network, self._yardstick))
+        return self._times(layer, arguments, yardstick, its_arguments)
 
     def _times(
         self, module: nn.Module, arguments: Sequence[Tensor], yardstick: nn.Module, its_arguments: Sequence[Tensor]
@@ -247,11 +247,11 @@ def evaluations(network: nn.Module, name: str, inputs: Tensor) -> int:
         return 0
     count = 0
 
-    def counted(*_):
+    def counted(*_: Any) -> None:
         nonlocal count
         count += 1
 
-    function = layer.ode if isinstance(layer, ReducedODELayer) else layer.func
+    function: Any = layer.ode if isinstance(layer, ReducedODELayer) else layer.func
     hook = function.register_forward_hook(counted)
     try:
         with torch.no_grad():

@@ -27,10 +27,12 @@ class TorchodeLayer(nn.Module):
         super().__init__()
         import torchode
 
+        function = layer.function
+
         def f(t: Tensor, y: Tensor) -> Tensor:
             return function(t.mean(), y.reshape(-1, *self.shape)).flatten(1)
 
-        function, term = layer.function, torchode.ODETerm(f)
+        term = torchode.ODETerm(f)
         self.times, self._torchode = (layer.t[0], layer.t[-1]), torchode
         controller = torchode.IntegralController(atol=layer.atol, rtol=layer.rtol, term=term)
         self.solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term=term), controller)
@@ -62,7 +64,9 @@ def compiled(module: nn.Module) -> Callable[[Tensor], Call]:
     return prepare
 
 
-def in_onnx_runtime(module: nn.Module, folder: Path, name: str, example: Tensor) -> Callable[[int], Callable]:
+def in_onnx_runtime(
+    module: nn.Module, folder: Path, name: str, example: Tensor
+) -> Callable[[int], Callable[[Tensor], Call]]:
     """Export a module, and return how to run it in ONNX Runtime with a number of threads."""
     import onnxruntime
 

@@ -6,12 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from torchmor.experiments.measure.progress import Progress
+
+_Name = TypeVar("_Name")
 
 #: Rounds before those that count.
 WARM_UP = 2
@@ -51,19 +53,20 @@ class Timing:
 
     def scaled(self, yardstick_s: float) -> "Timing":
         """Return these times as they would be if the yardstick had taken so long."""
+        assert self.yardstick_s is not None
         factor = yardstick_s / self.yardstick_s
         times = {key: factor * getattr(self, key) for key in ("wall_s", "low_s", "high_s")}
         return replace(self, **times, yardstick_s=yardstick_s)
 
 
 def compare_times(
-    calls: Mapping[str, Callable[[], Any]],
+    calls: Mapping[_Name, Callable[[], Any]],
     *,
     repeats: int = 15,
     budget_s: float = math.inf,
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Timing]:
+) -> dict[_Name, Timing]:
     """Time several calls in one process, interleaved: what disturbs the machine disturbs all of them.
 
     Each round makes every call once, in an order of its own, without gradients and garbage collection. On a GPU, a call
@@ -84,8 +87,8 @@ def compare_times(
     """
     names = list(calls)
     order = np.random.default_rng(seed)
-    walls: dict[str, list[float]] = {name: [] for name in names}
-    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    walls: dict[_Name, list[float]] = {name: [] for name in names}
+    wait: Callable[[], Any] = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -1,18 +1,18 @@
 """The main picture of a comparison: accuracy against time."""
 
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from torchmor.experiments.measure.comparison import ADEQUATE_POINTS, BATCHES, Row, layer_wall_s
 from torchmor.experiments.measure.methods import METHODS
+from torchmor.experiments.report.drawing import empty_figure, png
 from torchmor.experiments.report.label_placement import place_labels
 from torchmor.experiments.report.spread import Entry
 
@@ -31,7 +31,7 @@ _PARTS = {"layer": "the ODE layer", "network": "the whole network"}
 
 def accuracy_against_time(rows: Sequence[Row], batch: int = max(BATCHES)) -> bytes:
     """Draw test accuracy against the time of the ODE layer, every row labelled: for a comparison of one method."""
-    figure = _figure(9.5, 6.2)
+    figure = empty_figure(9.5, 6.2)
     axes = figure.subplots()
     shown = [row for row in rows if row.method != "skipped"]
     kinds = {
@@ -88,7 +88,7 @@ def accuracy_of_methods(found: Sequence[Entry], part: str, batch: int = max(BATC
         Title of the picture.
     """
     groups = _groups(found, part)
-    figure = _figure(11.5 if len(groups) > 1 else 9.0, 6.9)
+    figure = empty_figure(11.5 if len(groups) > 1 else 9.0, 6.9)
     figure.suptitle(title, fontsize=12, fontweight="bold")
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     full = [entry for entry in found if entry.row.method == "full" and getattr(entry.row, part)]
@@ -142,7 +142,7 @@ def accuracy_by_method(found: Sequence[Entry], part: str, batch: int = max(BATCH
     methods = [method for method in METHODS if any(entry.row.method == method for entry in compressed)]
     columns = min(len(methods), 3)
     lines = -(-len(methods) // columns)
-    figure = _figure(11.5, 0.9 + 3.1 * lines)
+    figure = empty_figure(11.5, 0.9 + 3.1 * lines)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
 
     def time(entry: Entry) -> float:
@@ -189,19 +189,6 @@ def accuracy_by_method(found: Sequence[Entry], part: str, batch: int = max(BATCH
             [(time(entry), entry.difference.mean) for entry in (*of_method, *full) if entry not in coarse],
         )
     return png(figure)
-
-
-def png(figure: Figure) -> bytes:
-    """Return a figure as a PNG file."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=130)
-    return file.getvalue()
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _groups(found: Sequence[Entry], part: str) -> dict[str, list[Entry]]:
@@ -263,7 +250,7 @@ def _references(axes: Axes, found: Sequence[Entry], part: str, batch: int) -> No
             axes.plot(time, entry.difference.mean, "s", color=FULL, markerfacecolor=filled, markersize=6, zorder=3)
 
 
-def _scales(panels: Sequence[Axes], found: Sequence[Entry], gap: float) -> list[float]:
+def _scales(panels: Iterable[Axes], found: Sequence[Entry], gap: float) -> list[float]:
     """Set the accuracies that all panels share, and return the limits of the differences to the full network.
 
     The scale is even within a point of the full network, and logarithmic beyond; ticks are at least so far apart, as a
@@ -333,7 +320,7 @@ def _legend(figure: Figure, methods: Sequence[str], columns: int) -> None:
 
 
 def _reference_handles() -> list[Line2D]:
-    square = {"color": FULL, "marker": "s", "linestyle": "none"}
+    square: dict[str, Any] = {"color": FULL, "marker": "s", "linestyle": "none"}
     return [
         Line2D([], [], **square, label="full network, own solver"),
         Line2D([], [], **square, markerfacecolor="white", label="full network, coarse solver"),
@@ -341,11 +328,11 @@ def _reference_handles() -> list[Line2D]:
     ]
 
 
-def _logarithm_of_error(accuracy):
+def _logarithm_of_error(accuracy: np.ndarray) -> np.ndarray:
     return -np.log10(np.maximum(100 - np.asarray(accuracy, dtype=float), 0.1))
 
 
-def _signed(points: float, _=None) -> str:
+def _signed(points: float, _: object = None) -> str:
     return f"{points:+g}".replace("-", "−") if points else "0"
 
 

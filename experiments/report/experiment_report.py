@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import nn
 
 from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.experiments.measure.comparison import ADEQUATE_POINTS, BATCHES, Row, layer_arguments
@@ -22,6 +21,7 @@ from torchmor.experiments.report.figures import (
     selections_on_image,
     singular_values,
     trajectories,
+    trajectory,
 )
 from torchmor.experiments.report.report import (
     Contents,
@@ -377,7 +377,7 @@ def _pictures(network: NetworkResult, found: Sequence[Entry]) -> dict[str, Pictu
 
 
 def _pictures_of_reductions(showcase: Showcase, rows: Sequence[Row]) -> dict[str, Picture]:
-    layers = {method: small.get_submodule(showcase.name) for method, small in showcase.reduced.items()}
+    layers = showcase.reduced_layers
     if not layers:
         return {}
     first_method, first = next(iter(layers.items()))
@@ -401,10 +401,9 @@ def _pictures_of_reductions(showcase: Showcase, rows: Sequence[Row]) -> dict[str
         f"{100 * layer.explain().errors['layer output']:.2g} % with {METHODS[method].words}"
         for method, layer in layers.items()
     )
-    full = showcase.full.get_submodule(showcase.name)
     arguments = layer_arguments(showcase.full, showcase.name, showcase.inputs[:1])
     pictures["trajectories"] = Picture(
-        trajectories(full, first, arguments),
+        trajectories(showcase.layer, first, arguments),
         f"The components of the state that move most, for the first validation input: the full layer, and the one "
         f"reduced by {METHODS[first_method].words} ({sizes_in_words}), both with the layer's own solver. On training "
         f"data that the reductions did not see, the layers' outputs of these sizes differ from the full one's by "
@@ -413,9 +412,7 @@ def _pictures_of_reductions(showcase: Showcase, rows: Sequence[Row]) -> dict[str
     return pictures
 
 
-def _pictures_of_points(
-    showcase: Showcase, layers: Mapping[str, nn.Module], stage: str, name: str
-) -> dict[str, Picture]:
+def _pictures_of_points(showcase: Showcase, layers: Mapping[str, Any], stage: str, name: str) -> dict[str, Picture]:
     shape = next(iter(layers.values())).state_shape
     chosen = {method: np.asarray(layer.points[stage]) for method, layer in layers.items()}
     counts = " and ".join(dict.fromkeys(str(len(points)) for points in chosen.values()))
@@ -445,13 +442,7 @@ def _pictures_of_points(
 
 def _variation(showcase: Showcase) -> np.ndarray:
     """Standard deviation of each component of the full layer's state over some inputs and all times."""
-    layer = showcase.full.get_submodule(showcase.name)
+    layer = showcase.layer
     arguments = layer_arguments(showcase.full, showcase.name, showcase.inputs)
-    own = layer.settings
-    try:
-        layer.output = "trajectory"
-        with torch.no_grad():
-            states = layer(*arguments, t=torch.linspace(layer.t[0], layer.t[-1], 21))
-    finally:
-        layer.settings = own
-    return states.flatten(0, 1).flatten(1).std(dim=0).cpu().numpy()
+    states = trajectory(layer, arguments, torch.linspace(layer.t[0], layer.t[-1], 21))
+    return states.flatten(0, 1).flatten(1).std(dim=0).numpy()

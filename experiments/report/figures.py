@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.experiments.measure.methods import METHODS
-from torchmor.experiments.report.accuracy_figure import png
+from torchmor.experiments.report.drawing import empty_figure, png
 
 #: Singular values below this share of the largest are rounding errors, or nearly.
 SMALLEST = 1e-8
@@ -33,7 +34,8 @@ def singular_values(spectra: Mapping[str, np.ndarray], sizes: Mapping[str, Seque
     sizes
         The same names → sizes in the table.
     """
-    figure, axes = _figure(9.5, 4.6)
+    figure = empty_figure(9.5, 4.6)
+    axes = figure.subplots()
     for i, (name, values) in enumerate(spectra.items()):
         relative = values[values > SMALLEST * values[0]] / values[0]
         colour = _COLOURS[i % len(_COLOURS)]
@@ -75,9 +77,9 @@ def interpolation_points(points: np.ndarray, shape: tuple[int, int, int], backgr
         Image to draw upon.
     """
     chosen = _chosen(points, shape)
-    figure = Figure(figsize=(9.5, 4.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.08))
+    figure = empty_figure(9.5, 4.9)
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.08))
+    left, right = halves
     _on_image(left.subplots(), chosen, background, "#b34700")
     left.suptitle("points at each pixel, all channels together\n(grey: the mean image)", fontsize=10)
     _by_channel(right, chosen, METHODS["pod-deim"].colour)
@@ -99,8 +101,7 @@ def selections_on_image(
     background
         Image to draw upon; it is stretched over the stage's pixels.
     """
-    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(11.5, 4.6)
     panels = figure.subplots(1, len(selections), squeeze=False)[0]
     for i, (axes, (method, points)) in enumerate(zip(panels, selections.items(), strict=True)):
         chosen = _chosen(points, shape)
@@ -126,8 +127,7 @@ def points_by_channel(method: str, points: np.ndarray, shape: tuple[int, int, in
     """
     chosen = _chosen(points, shape)
     columns = _columns(shape[0])
-    figure = Figure(figsize=(9.5, 1.35 * -(-shape[0] // columns) + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(9.5, 1.35 * -(-shape[0] // columns) + 0.5)
     _by_channel(figure, chosen, METHODS[method].colour)
     figure.suptitle(
         f"{METHODS[method].words}: {len(points)} of {chosen.size:,} components, by channel and pixel", fontsize=10
@@ -145,8 +145,7 @@ def selected_units(selections: Mapping[str, np.ndarray], variation: np.ndarray) 
     variation
         How much the state of each unit varies (n,).
     """
-    figure = Figure(figsize=(9.5, 2.2 + 0.55 * len(selections)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = empty_figure(9.5, 2.2 + 0.55 * len(selections))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.6, 0.5 * len(selections)))
     order = np.argsort(-variation, kind="stable")
     place = np.empty_like(order)
@@ -182,17 +181,11 @@ def trajectories(full: SolvingLayer, reduced: SolvingLayer, arguments: Sequence[
         Number of components.
     """
     t = torch.linspace(full.t[0], full.t[-1], 41)
-    states = []
-    for layer in (full, reduced):
-        own = layer.settings
-        try:
-            layer.output, layer.method, layer.options = "trajectory", full.method, full.options
-            with torch.no_grad():
-                states.append(layer(*arguments, t=t)[:, 0].flatten(1).cpu().numpy())
-        finally:
-            layer.settings = own
+    own = {"method": full.method, "options": full.options}
+    states = [trajectory(layer, arguments, t, **own)[:, 0].flatten(1).numpy() for layer in (full, reduced)]
     moving = np.argsort(-np.ptp(states[0], axis=0), kind="stable")[:count]
-    figure, axes = _figure(9.5, 4.6)
+    figure = empty_figure(9.5, 4.6)
+    axes = figure.subplots()
     for i, (component, words) in enumerate(zip(moving, _places(moving, arguments[0].shape[1:]), strict=True)):
         colour = _COLOURS[i % len(_COLOURS)]
         axes.plot(t, states[0][:, component], color=colour, linewidth=1.8, label=words)
@@ -206,7 +199,18 @@ def trajectories(full: SolvingLayer, reduced: SolvingLayer, arguments: Sequence[
     return png(figure)
 
 
-_KINDS = {"full": "-", "reduced": "--"}
+def trajectory(layer: SolvingLayer, arguments: Sequence[Tensor], t: Tensor, **settings: Any) -> Tensor:
+    """Return the states (len(t), batch, …) of a layer, with other settings of its solver if there are any."""
+    own = layer.settings
+    try:
+        layer.settings = replace(own, output="trajectory", **settings)
+        with torch.no_grad():
+            return layer(*arguments, t=t).cpu()
+    finally:
+        layer.settings = own
+
+
+_KINDS: dict[str, Any] = {"full": "-", "reduced": "--"}
 
 
 def _places(components: np.ndarray, shape: Sequence[int]) -> list[str]:
@@ -262,12 +266,6 @@ def _by_channel(figure: Figure | SubFigure, chosen: np.ndarray, colour: str) -> 
         if channel < channels:
             axes.imshow(chosen[channel], cmap=colours, vmin=0, vmax=1)
             axes.set_title(f"channel {channel}: {chosen[channel].sum()}", fontsize=8, pad=3)
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
 
 
 def _part(name: str) -> str:

@@ -3,7 +3,9 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.path import Path
@@ -12,6 +14,8 @@ from matplotlib.transforms import Bbox
 
 _RADII = (9, 13, 18, 24, 31, 39, 48, 58, 70, 85)  # in typographic points
 _ANGLES = range(0, 360, 15)
+
+_Point = tuple[float, float] | np.ndarray
 
 
 def place_labels(
@@ -39,19 +43,20 @@ def place_labels(
     list of Bbox
         The labels' boxes in pixels, in the order of `texts`.
     """
-    figure = axes.figure
+    figure: Any = axes.figure
     if not isinstance(figure.get_layout_engine(), PlaceHolderLayoutEngine):  # else this was done for other axes
         figure.draw_without_rendering()  # positions are known afterwards, and must not move
         figure.set_layout_engine("none")
     pixels = axes.transData.transform([*at, *others])
     pixel = figure.dpi / 72
-    taken = [axes.get_legend().get_window_extent()] if axes.get_legend() else []
+    legend = axes.get_legend()
+    taken = [legend.get_window_extent()] if legend else []
     taken += [text.get_window_extent() for text in axes.texts]
     inside = axes.get_window_extent()
     boxes: dict[int, Bbox] = {}
     lines: list[Path] = []
     for i in sorted(range(len(at)), key=lambda i: (-at[i][1], at[i][0])):
-        best = None
+        best: Any = None
         trial = _annotate(axes, at[i], texts[i], colours[i], 0, 0)
         size = trial.get_window_extent().size
         trial.remove()
@@ -79,7 +84,7 @@ def place_labels(
     return [boxes[i] for i in range(len(at))]
 
 
-def _box(point, size, radius: float, angle: float) -> Bbox:
+def _box(point: _Point, size: _Point, radius: float, angle: float) -> Bbox:
     """Return where a label of this size in pixels lies, as `_annotate` aligns it."""
     width, height = size
     dx, dy = radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))
@@ -95,12 +100,14 @@ def _alignment(angle: float) -> tuple[str, str]:
     return horizontal, "center" if abs(sine) < 0.25 else "bottom" if sine > 0 else "top"
 
 
-def _nearest(box: Bbox, point) -> tuple[float, float]:
+def _nearest(box: Bbox, point: _Point) -> tuple[float, float]:
     """Return the point of a box that is nearest to a point outside."""
     return min(max(point[0], box.x0), box.x1), min(max(point[1], box.y0), box.y1)
 
 
-def _annotate(axes, point, text, colour, radius, angle, line=False) -> Annotation:
+def _annotate(
+    axes: Axes, point: tuple[float, float], text: str, colour: str, radius: float, angle: float, line: bool = False
+) -> Annotation:
     dx, dy = radius * math.cos(math.radians(angle)), radius * math.sin(math.radians(angle))
     horizontal, vertical = _alignment(angle)
     arrow = {"arrowstyle": "-", "color": colour, "alpha": 0.45, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4}

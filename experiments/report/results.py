@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
+from torchmor.adapters.layers.ode_layer import ODELayer
+from torchmor.adapters.layers.placing import find_layer
 from torchmor.experiments.measure.comparison import Row
 
 
@@ -28,6 +31,16 @@ class Showcase:
     reduced: Mapping[str, nn.Module]
     name: str
     inputs: Tensor
+
+    @property
+    def layer(self) -> ODELayer:
+        """The full ODE layer."""
+        return find_layer(self.full, self.name)
+
+    @property
+    def reduced_layers(self) -> dict[str, Any]:
+        """Method → the layer reduced by it."""
+        return {method: small.get_submodule(self.name) for method, small in self.reduced.items()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,6 +104,6 @@ def short_list(found: Sequence[Entry]) -> list[Entry]:
     return best if found[0] in best else [found[0], *best]
 
 
-def row_key(row: Row) -> tuple:
+def row_key(row: Row) -> tuple[object, ...]:
     """Return what rows of several seeds have in common."""
     return row.method, tuple(sorted(row.sizes.items())), row.solver, row.own_solver

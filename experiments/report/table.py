@@ -54,12 +54,12 @@ def notes(rows: Sequence[Row]) -> list[str]:
 def print_table(console: Console, rows: Sequence[Row]) -> None:
     """Print the table with its notes, on a narrow terminal without the columns that matter least."""
     titles = header(rows)
-    shown = range(len(titles))
+    shown = list(range(len(titles)))
     if console.width < WIDE:
         least = [title.startswith("agrees") or (title.startswith("gain") and title.endswith("×1")) for title in titles]
         shown = [i for i in shown if not least[i]]
-    table = _table([titles[i] for i in shown], 1)
-    table.columns[-1].no_wrap = False
+    table = empty_table([titles[i] for i in shown], 1)
+    table.columns[0].no_wrap, table.columns[-1].no_wrap = True, False
     best = best_reduced(rows)
     for number, row in enumerate(rows):
         following = rows[min(number + 1, len(rows) - 1)]
@@ -68,6 +68,14 @@ def print_table(console: Console, rows: Sequence[Row]) -> None:
         table.add_row(*[entries[i] for i in shown], style="bold" if row is best else None, end_section=last)
     console.print(table, highlight=False)
     _print_notes(console, notes(rows))
+
+
+def empty_table(columns: Sequence[str], words: int, title: str | None = None) -> Table:
+    """Return a table for a terminal whose first columns hold words, and the others numbers."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < words else "right", no_wrap=i >= words, vertical="bottom")
+    return table
 
 
 # -- several seeds and methods ------------------------------------------------------------------------------------
@@ -146,7 +154,8 @@ def print_methods(console: Console, found: Sequence[Entry], rival: Row | None, f
     """Print a table of some entries, without the columns for which 120 characters are too few."""
     titles = [title.replace("difference", "differ-\nence") for title in method_header(rival, full)]
     shown = [i for i, title in enumerate(titles) if title.partition("\n")[0] not in ("agrees", "numbers", "evalu-")]
-    table = _table([titles[i] for i in shown], 3)
+    table = empty_table([titles[i] for i in shown], 3)
+    table.columns[0].no_wrap = True
     for entry in found:
         lines = [cell.partition("\n")[0] for cell in method_cells(entry, rival, full)]
         if entry.accuracy.seeds > 1:
@@ -189,16 +198,6 @@ def _differences(seeds: Sequence[int]) -> list[str]:
         f"difference: to the full network with its own solver{of_seed}, with its 95 % interval (paired bootstrap over "
         "test samples)"
     ]
-
-
-def _table(titles: Sequence[str], words: int) -> Table:
-    """An empty table whose first columns hold words, and the others numbers."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for i, title in enumerate(titles):
-        table.add_column(
-            title, justify="left" if i < words else "right", no_wrap=i == 0 or i >= words, vertical="bottom"
-        )
-    return table
 
 
 def _print_notes(console: Console, lines: Sequence[str]) -> None:

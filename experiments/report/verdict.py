@@ -58,9 +58,9 @@ def findings(found: Sequence[Entry]) -> list[str]:
     """
     full, timed = found[0], [entry for entry in found if entry.row.layer and entry.row.network]
     lines = [_skipping(entry) for entry in found if entry.row.method == "skipped"]
-    if not full.row.layer:
+    rival = to_beat(timed) if full.row.layer else None
+    if rival is None:
         return [*lines, "Nothing was timed."]
-    rival = to_beat(timed)
     lines.append(_to_beat(full.row, rival.row, full.accuracy, rival.accuracy))
     lines += [_fastest(timed, part, batch) for part in PARTS for batch in sorted(BATCHES, reverse=True)]
     lines += _distillation(timed)

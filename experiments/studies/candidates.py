@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -131,7 +131,7 @@ class Job:
 class SkippedLayer(nn.Identity):
     """Nothing in the place of an ODE layer: the state stays as it is."""
 
-    def forward(self, y0: Tensor, u=None, t=None) -> Tensor:
+    def forward(self, y0: Tensor, u: Any = None, t: Any = None) -> Tensor:
         """Return the state y0 (batch, …)."""
         return y0
 
@@ -197,7 +197,7 @@ class Compression:
                 yield Job(method, {"r": one.r, "m": one.m}, make, solver is None, solver)
 
         example = self.calibration[:2]
-        together = (
+        together: tuple[tuple[str, str, Sequence[int], Callable[[Sequence[int]], list[nn.Module]]], ...] = (
             ("pruning", "kept", levels.kept, lambda sizes: prune_neurons(network, name, self.calibration, sizes)),
             ("svd", "rank", levels.ranks, lambda sizes: truncate_weights(network, name, sizes, weights=levels.weights)),
             (
@@ -209,16 +209,16 @@ class Compression:
             ("torch-pruning", "kept", levels.kept, lambda sizes: prune_structure(network, name, example, sizes)),
         )
         for method, size, sizes, function in together:
-            made = cache(lambda function=function, sizes=sizes: function(sizes))
+            made = cache(partial(function, sizes))
             for i, value in enumerate(sizes):
-                yield Job(method, {size: value}, lambda made=made, i=i: made()[i], not adaptive)
+                yield Job(method, {size: value}, partial(lambda made, i: made()[i], made, i), not adaptive)
 
     def showcase(self) -> dict[str, nn.Module]:
         """Return the network reduced with each selection of points, to one of the middle sizes."""
         r, m = self.levels.sizes[len(self.levels.sizes) // 2]
         return {method: self._reduce(r, m, **arguments)() for method, arguments in REDUCTIONS.items()}
 
-    def _reduce(self, r: int, m: int | str, **arguments: str) -> Callable[[], nn.Module]:
+    def _reduce(self, r: int, m: int | str, **arguments: Any) -> Callable[[], nn.Module]:
         return lambda: self.reductor.reduce(state_dim=r, points=m, **arguments)
 
     def _distill(self, r: int, m: int, solver: Steps | None, random: bool) -> Callable[[], nn.Module]:
@@ -244,8 +244,9 @@ class Compression:
 def randomise(layer: nn.Module, seed: int) -> None:
     """Draw all weights and biases anew, uniformly up to 1/√(number of inputs), as torch starts its linear layers."""
     generator = torch.Generator().manual_seed(seed)
+    modules: Iterator[Any] = layer.modules()
     with torch.no_grad():
-        for module in layer.modules():
+        for module in modules:
             for parameter in module.parameters(recurse=False):
                 bound = max(1, module.weight.shape[1]) ** -0.5
                 parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)

@@ -2,8 +2,10 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -11,7 +13,7 @@ from torch import nn
 
 from torchmor.adapters import NetworkReductor, save
 from torchmor.adapters.layers.placing import with_layers
-from torchmor.adapters.solving.steps import COARSE, Steps
+from torchmor.adapters.solving.steps import COARSE, Steps, solved_by
 from torchmor.engine.errors import NonFiniteError
 from torchmor.experiments.architectures.convolutional_ode import ConvolutionalOde
 from torchmor.experiments.data.images import digits
@@ -24,7 +26,6 @@ from torchmor.experiments.measure.comparison import (
     best_reduced,
     layer_arguments,
     on_one_yardstick,
-    solved_by,
     validation_accuracy,
 )
 from torchmor.experiments.measure.progress import progress
@@ -35,6 +36,7 @@ from torchmor.experiments.report.report import (
     Comparison,
     Listing,
     Paragraph,
+    Part,
     Picture,
     Points,
     Settings,
@@ -43,11 +45,20 @@ from torchmor.experiments.report.report import (
 )
 from torchmor.experiments.report.table import print_table
 from torchmor.experiments.report.verdict import size_in_words, verdict
-from torchmor.experiments.studies.networks import digits_network
+from torchmor.experiments.studies.experiment import layer_size
+from torchmor.experiments.studies.networks import LAYER, Training, digits_network, ode_layer
 from torchmor.experiments.studies.training import train
 
-#: Dopri5 makes training three times as long; these steps solve the ODE to about the same tolerance.
-TRAINING_SOLVER = Steps("rk4", 2)
+#: How the network is trained; dopri5 would take three times as long, these steps solve the ODE to about its tolerance.
+TRAINING = Training(
+    epochs=20,
+    least_steps=0,
+    batch_size=64,
+    learning_rate=1e-2,
+    weight_decay=1.0,
+    label_smoothing=0.1,
+    solver=Steps("rk4", 2),
+)
 
 
 @dataclass(frozen=True)
@@ -69,14 +80,14 @@ class Scale:
     """
 
     epochs: int
-    sizes: tuple[dict, ...]
+    sizes: tuple[dict[str, Any], ...]
     companions: tuple[Steps, ...]
     most_accurate: int
     repeats: int
 
 
 FULL = Scale(
-    epochs=20,
+    epochs=TRAINING.epochs,
     sizes=tuple({"state_dim": r, "points": 2 * r} for r in (4, 8, 16, 32, 64, 128)),
     companions=(Steps("midpoint", 1), Steps("euler", 2)),
     most_accurate=2,
@@ -135,9 +146,9 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
     console.print(f"[bold]{command}[/bold]: a convolutional Neural ODE on digits, {threads_in_words()}")
 
     data = digits(seed)
-    network = digits_network(seed)
+    network, training = digits_network(seed), replace(TRAINING, epochs=scale.epochs)
     with progress("training", scale.epochs) as bar:
-        history = train(network, data, epochs=scale.epochs, solver=TRAINING_SOLVER, seed=seed, progress=bar)
+        history = train(network, data, seed=seed, progress=bar, **training.arguments(len(data.train)))
     clock.tell("trained", f"the network: {validation_accuracy(network, data):.1f} % on validation data")
 
     reduced, failures = _reductions(network, data, scale, seed)
@@ -151,23 +162,27 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
 
     best_row = best_reduced(rows)
     best = candidates[rows.index(best_row)]
-    marked = solved_by(best.network, "ode", best.solver)
+    marked = solved_by(best.network, LAYER, best.solver)
     findings = verdict(rows)
     findings.append(_size(network, marked))
     findings += [f"Left out, because the reduced ODE is unstable: {failure}." for failure in failures]
-    settings = _settings(command, seed, quick, data, network) | surroundings()
+    settings = _settings(command, seed, training, data, network, marked) | surroundings()
     report, raw, saved = (out / name for name in ("report.html", "rows.jsonl", "reduced.safetensors"))
     save(marked, saved)
     write_rows(raw, rows, settings)
     story = _story(data, rows, history[-1].loss)
     pictures = _pictures(data, network, rows, best_row, marked)
-    sections = {"": [Points(findings)], "What was done": story, "The table": [Comparison(rows)], **pictures}
+    introduction: list[Part] = [Points(findings)]
+    if quick:
+        introduction.insert(0, Paragraph("A quick run, to see that everything works: its numbers mean little."))
+    sections: dict[str, Sequence[Part]] = {"": introduction, "What was done": story, "The table": [Comparison(rows)]}
+    sections |= pictures
     sections["What the reduction says of itself"] = [
         Paragraph(
             f"The explanation of the marked layer, of {size_in_words(best_row)} and {best_row.solver}. It was made "
             "with the layer's own solver."
         ),
-        Listing(str(marked.ode.explain())),
+        Listing(str(ode_layer(marked).explain())),
     ]
     walls = {f"{part} in": f"{wall:.1f} s" for part, wall in clock.wall_s.items()}
     sections["Settings"] = [
@@ -175,8 +190,6 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
         Settings(settings | walls),
         Paragraph(f"Beside this file: {raw.name} has the raw numbers, {saved.name} the marked network."),
     ]
-    if quick:
-        sections[""].insert(0, Paragraph("A quick run, to see that everything works: its numbers mean little."))
     write_report(report, "torchmor demo: a convolutional Neural ODE on digits, and its reductions", sections)
     clock.tell("wrote", f"the report ({sum(clock.wall_s.values()):.0f} s before that)")
 
@@ -193,12 +206,12 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
 def _reductions(network: ConvolutionalOde, data: DataSet, scale: Scale, seed: int) -> tuple[list[Candidate], list[str]]:
     """Return the reduced networks, and the sizes in words at which the reduced ODE is unstable."""
     reduced, failures = [], []
-    reductor = NetworkReductor(network, "ode", data.train.inputs, metric="agreement", seed=seed, progress=False)
+    reductor = NetworkReductor(network, LAYER, data.train.inputs, metric="agreement", seed=seed, progress=False)
     with progress("reducing", len(scale.sizes)) as bar:
         for sizes in scale.sizes:
             try:
                 small = reductor.reduce(**sizes)
-                state, stage = small.ode.explain().parts
+                state, stage = ode_layer(small).explain().parts
                 found = {"r": state.reduced, "m": stage.reduced}
                 reduced.append(Candidate("fitted", found, small))
             except NonFiniteError:
@@ -209,9 +222,8 @@ def _reductions(network: ConvolutionalOde, data: DataSet, scale: Scale, seed: in
 
 def _unreduced(network: ConvolutionalOde, data: DataSet) -> list[Candidate]:
     """Return the network with its own solver first, then with coarse steps, and last with its ODE layer skipped."""
-    (state,) = layer_arguments(network, "ode", data.validation.inputs[:1])
-    full = [Candidate("full", {"n": state.numel()}, network, steps) for steps in (None, *COARSE)]
-    return [*full, Candidate("skipped", {}, with_layers(network, {"ode": nn.Identity()}))]
+    full = [Candidate("full", {"n": layer_size(network, data)}, network, steps) for steps in (None, *COARSE)]
+    return [*full, Candidate("skipped", {}, with_layers(network, {LAYER: nn.Identity()}))]
 
 
 def _measured(
@@ -219,7 +231,7 @@ def _measured(
 ) -> list[Row]:
     threads = torch.get_num_threads()
     measurement = Measurement(
-        network, "ode", data, repeats=scale.repeats, budget_s=math.inf, timing_threads=threads, seed=seed
+        network, LAYER, data, repeats=scale.repeats, budget_s=math.inf, timing_threads=threads, seed=seed
     )
     rows = []
     with progress("measuring", len(candidates)) as bar:
@@ -230,8 +242,8 @@ def _measured(
 
 
 def _size(network: ConvolutionalOde, marked: nn.Module) -> str:
-    full, small = (sum(p.numel() for p in net.ode.parameters()) for net in (network, marked))
-    before, after = marked.ode.explain().operations
+    full, small = (sum(p.numel() for p in ode_layer(net).parameters()) for net in (network, marked))
+    before, after = ode_layer(marked).explain().operations
     text = (
         f"This reduced layer holds {small:,} numbers, the full one {full:,}; one evaluation of its ODE function takes "
         f"{after:,} multiply-adds, of the full one {before:,}."
@@ -241,17 +253,17 @@ def _size(network: ConvolutionalOde, marked: nn.Module) -> str:
     return text + " A convolution is small and cheap for the size of its state, its reduction is a dense matrix."
 
 
-def _settings(command: str, seed: int, quick: bool, data: DataSet, network: ConvolutionalOde) -> dict[str, str | int]:
-    scale = QUICK if quick else FULL
+def _settings(
+    command: str, seed: int, training: Training, data: DataSet, network: ConvolutionalOde, marked: nn.Module
+) -> dict[str, str | int]:
     return {
         "command": command,
         "seed": seed,
         "data": f"{data.name}; {len(data.train):,} to train and calibrate, {len(data.validation)} to validate, "
         f"{len(data.test)} to test",
         "ODE layer": f"y' = tanh(K * y + b) on 16 x 8 x 8; {network.ode.settings}",
-        "training": f"AdamW, {scale.epochs} epochs, batches of 64, weight decay 1, label smoothing 0.1, one cycle "
-        f"of the learning rate up to 0.01, the ODE layer with {TRAINING_SOLVER}",
-        "reduction": "basis pod, selection deim, fit interpolation",
+        "training": training.words(len(data.train)),
+        "reduction": ", ".join(f"{name} {value}" for name, value in ode_layer(marked).explain().method.items()),
     }
 
 
@@ -262,7 +274,7 @@ def _story(data: DataSet, rows: list[Row], loss: float) -> list[Paragraph]:
             f"A small network was trained on {len(data.train):,} images of {data.name}. A convolution with ReLU makes "
             f"16 channels of an image, the ODE layer moves these {full.sizes['n']:,} numbers from t = 0 to t = 1 by "
             "y' = tanh(K ∗ y + b) with another convolution K, and a linear map reads the class off the result. While "
-            f"training, the ODE layer took {TRAINING_SOLVER}, since its adaptive solver would make training three "
+            f"training, the ODE layer took {TRAINING.solver}, since its adaptive solver would make training three "
             f"times as long (last loss: {loss:.2g}). From then on the reference is the network with its own solver, "
             f"{full.solver} with tolerance 0.001, which evaluates the ODE function {full.evaluations} times in a "
             "forward pass."
@@ -286,11 +298,11 @@ def _story(data: DataSet, rows: list[Row], loss: float) -> list[Paragraph]:
 def _pictures(
     data: DataSet, network: ConvolutionalOde, rows: list[Row], best: Row, marked: nn.Module
 ) -> dict[str, list[Picture]]:
-    layer = marked.ode
+    layer = ode_layer(marked)
     ((_, points),) = layer.points.items()
     reduced = [row for row in rows if row.ours]
     sizes = {"state": [row.sizes["r"] for row in reduced]}
-    arguments = layer_arguments(network, "ode", data.validation.inputs[:1])
+    arguments = layer_arguments(network, LAYER, data.validation.inputs[:1])
     return {
         "Accuracy against time": [
             Picture(

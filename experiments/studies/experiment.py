@@ -9,11 +9,20 @@ from pathlib import Path
 from rich.console import Console
 from torch import nn
 
+from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import Steps
 from torchmor.engine.errors import TorchmorError
 from torchmor.experiments.data.labelled import DataSet
-from torchmor.experiments.measure.comparison import Candidate, Measurement, Row, adequate, on_one_yardstick, size_words
+from torchmor.experiments.measure.comparison import (
+    Candidate,
+    Measurement,
+    Row,
+    adequate,
+    layer_arguments,
+    on_one_yardstick,
+    size_words,
+)
 from torchmor.experiments.measure.methods import METHODS
 from torchmor.experiments.measure.progress import Progress, progress
 from torchmor.experiments.measure.surroundings import surroundings, threads_in_words
@@ -21,11 +30,8 @@ from torchmor.experiments.report.experiment_report import print_summary, write_e
 from torchmor.experiments.report.results import NetworkResult, Showcase
 from torchmor.experiments.report.results_file import ResultsFile
 from torchmor.experiments.studies.candidates import Compression, Job, Levels
-from torchmor.experiments.studies.networks import NetworkRecipe
+from torchmor.experiments.studies.networks import LAYER, NetworkRecipe, ode_layer
 from torchmor.experiments.studies.trained import trained_network
-
-#: Name of the ODE layer in all networks.
-LAYER = "ode"
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Experiment:
     title: str
     recipes: Sequence[NetworkRecipe]
     levels: Levels
-    coarse: Callable[[nn.Module], Sequence[Steps]]
+    coarse: Callable[[ODELayer], Sequence[Steps]]
 
 
 @dataclass(frozen=True)
@@ -121,21 +127,23 @@ def run_experiment(
     return found
 
 
+@dataclass(frozen=True, eq=False)
 class _Run:
     """An experiment on one network."""
 
-    def __init__(self, experiment, recipe, data, folder, scale, results, console):
-        self.experiment: Experiment = experiment
-        self.recipe: NetworkRecipe = recipe
-        self.data: DataSet = data
-        self.folder: Path = folder
-        self.scale: Scale = scale
-        self.results: ResultsFile = results
-        self.console: Console = console
+    experiment: Experiment
+    recipe: NetworkRecipe
+    data: DataSet
+    folder: Path
+    scale: Scale
+    results: ResultsFile
+    console: Console
 
     def result(self) -> NetworkResult:
         """Measure what is missing, and return everything."""
-        rows, failures, companion = {}, [], None
+        rows: dict[int, list[Row]] = {}
+        failures: list[str] = []
+        companion = None
         for seed in self.scale.seeds:
             start = time.perf_counter()
             network = trained_network(self.recipe, self.data, seed, self.folder / "networks")
@@ -187,7 +195,7 @@ class _OnSeed:
         companion
             Coarse solver of the compressed networks; None for the cheapest that is adequate for the full one.
         """
-        layer = self.network.get_submodule(LAYER)
+        layer = ode_layer(self.network)
         coarse = list(self.run.experiment.coarse(layer))
         own = self.timed or layer.method not in ADAPTIVE_METHODS
         jobs = list(self.compression.jobs(None, control=self.timed))
@@ -203,7 +211,7 @@ class _OnSeed:
             self.companion = companion or self._cheapest_adequate(rows, coarse)
             for job in self.compression.jobs(self.companion, control=self.timed):
                 made = cache(partial(_timed, job.make))
-                solvers = [None] if (own and job.own_solver) or self.companion is None else []
+                solvers: list[Steps | None] = [None] if (own and job.own_solver) or self.companion is None else []
                 solvers += [] if self.companion is None or job.method == "skipped" else [self.companion]
                 solvers = solvers if job.solver is None else [job.solver]
                 for solver in solvers:
@@ -247,8 +255,6 @@ def _timed(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
 
 def layer_size(network: nn.Module, data: DataSet) -> int:
     """Return the number of states of the ODE layer."""
-    from torchmor.experiments.measure.comparison import layer_arguments
-
     return layer_arguments(network, LAYER, data.validation.inputs[:1])[0].numel()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich import box
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torchmor.adapters import distill, reduce_network
 from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.adapters.reduction.metrics import loss
+from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import Steps, solved_by, solver_name
 from torchmor.experiments.architectures.function_networks import (
     ControlledFunction,
@@ -32,8 +34,7 @@ from torchmor.experiments.measure.comparison import layer_arguments
 from torchmor.experiments.measure.surroundings import surroundings, threads
 from torchmor.experiments.measure.timing import compare_times
 from torchmor.experiments.report.table import ratio, signed
-from torchmor.experiments.studies.experiment import LAYER
-from torchmor.experiments.studies.networks import NetworkRecipe, Training
+from torchmor.experiments.studies.networks import LAYER, NetworkRecipe, Training, ode_layer
 from torchmor.experiments.studies.trained import trained_network
 
 #: Samples of the timed calls.
@@ -108,7 +109,7 @@ class Setting:
         )
 
     def gains(
-        self, full: nn.Module, small: nn.Module, arguments: tuple[Tensor, ...], solvers: Sequence[Steps] = ()
+        self, full: SolvingLayer, small: nn.Module, arguments: tuple[Tensor, ...], solvers: Sequence[Steps] = ()
     ) -> dict[str, float]:
         """Return how many times as fast as a full layer, with its own solver and others, a reduced one is."""
         arguments = tuple(torch.cat([argument] * -(-BATCH // len(argument)))[:BATCH] for argument in arguments)
@@ -124,7 +125,7 @@ def normalised(images: DataSet, setting: Setting) -> Outcome:
     training = Training(epochs=3, least_steps=100, batch_size=128, learning_rate=2e-3, weight_decay=1e-2, solver=RK4)
     full = setting.network("normalised", images, lambda data: NormalisedOde(data.classes), training)
     start = time.perf_counter()
-    sizes = {"state_dim": 32, "points": 128, "solver": MIDPOINT}
+    sizes: dict[str, Any] = {"state_dim": 32, "points": 128, "solver": MIDPOINT}
     small = reduce_network(full, LAYER, images.train.inputs[:CALIBRATION], **sizes, metric="agreement", progress=False)
     reduced = time.perf_counter()
     tuned = distill(
@@ -143,9 +144,9 @@ def normalised(images: DataSet, setting: Setting) -> Outcome:
     return Outcome(
         "Images, 64 channels of 6 × 6",
         "norm(conv(relu(norm(conv(relu(norm(y)), t))), t))",
-        _sizes(small),
+        _sizes(ode_layer(small)),
         *_differences(images, full, coarse | {"reduced": small, "distilled": tuned}),
-        setting.gains(full.ode, tuned.ode, arguments, [RK4, MIDPOINT]),
+        setting.gains(ode_layer(full), ode_layer(tuned), arguments, [RK4, MIDPOINT]),
         offline_s,
     )
 
@@ -157,14 +158,14 @@ def latent(sequences: DataSet, setting: Setting) -> Outcome:
     offline_s = {"reduction": time.perf_counter() - start}
     arguments = layer_arguments(full, LAYER, sequences.test.inputs)
     with torch.no_grad():
-        exact, found = full.ode(*arguments), small.ode(*arguments)
+        exact, found = ode_layer(full)(*arguments), ode_layer(small)(*arguments)
     return Outcome(
         "Latent trajectories, 15 states",
         "three hidden layers of 100 units, tanh",
-        _sizes(small),
+        _sizes(ode_layer(small)),
         "relative error of the trajectories",
         {"reduced": loss("relative", found, exact)},
-        setting.gains(full.ode, small.ode, arguments),
+        setting.gains(ode_layer(full), ode_layer(small), arguments),
         offline_s,
     )
 
@@ -172,7 +173,7 @@ def latent(sequences: DataSet, setting: Setting) -> Outcome:
 def rates(sequences: DataSet, setting: Setting) -> Outcome:
     """Reduce a rate network of 256 units to the error of the best projection of its rank."""
     full = _classifier("rates", sequences, setting, lambda p: RateFunction(p, 256), 256, slopes=False)
-    layer = copy.deepcopy(full.ode)
+    layer = copy.deepcopy(ode_layer(full))
     layer.output = "trajectory"
     calibration, held_out = (layer_arguments(full, LAYER, part.inputs) for part in (sequences.train, sequences.test))
     start = time.perf_counter()
@@ -185,7 +186,7 @@ def rates(sequences: DataSet, setting: Setting) -> Outcome:
     return Outcome(
         "Rates, 256 units driven by sequences",
         "−y + W tanh(y) + B u",
-        _sizes(small, ""),
+        _sizes(small),
         "relative error of the trajectories",
         {"best projection of rank 32": best, "reduced": loss("relative", found, exact)},
         setting.gains(layer, small, held_out),
@@ -200,15 +201,15 @@ def controlled(sequences: DataSet, setting: Setting) -> Outcome:
         "controlled", sequences, setting, lambda p: ControlledFunction(p, units, width), units, slopes=True
     )
     start = time.perf_counter()
-    sizes = {"state_dim": 40, "points": 256}
+    sizes: dict[str, Any] = {"state_dim": 40, "points": 256}
     small = reduce_network(full, LAYER, sequences.train.inputs, **sizes, metric="agreement", progress=False)
     offline_s = {"reduction": time.perf_counter() - start}
     return Outcome(
         "Neural CDE, 64 units driven by sequences",
         "tanh(W₂ relu(W₁ y)) dX/dt",
-        _sizes(small),
+        _sizes(ode_layer(small)),
         *_differences(sequences, full, {"reduced": small}),
-        setting.gains(full.ode, small.ode, layer_arguments(full, LAYER, sequences.test.inputs)),
+        setting.gains(ode_layer(full), ode_layer(small), layer_arguments(full, LAYER, sequences.test.inputs)),
         offline_s,
     )
 
@@ -273,8 +274,8 @@ def _differences(data: DataSet, full: nn.Module, others: Mapping[str, nn.Module]
     return f"difference from the accuracy of {exact:.1f} %, points", differences
 
 
-def _sizes(small: nn.Module, name: str = LAYER) -> str:
-    parts = small.get_submodule(name).explain().parts
+def _sizes(layer: Any) -> str:
+    parts = layer.explain().parts
     left = [part for part in parts if part.reduced]
     words = [f"{part.name} {part.full:,}" + f" → {part.reduced:,}" * (part.reduced != part.full) for part in left]
     return ", ".join(words) + f"; {len(parts) - len(left)} stages absorbed" * (len(left) < len(parts))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,9 @@ from torchmor.adapters.solving.steps import Steps
 from torchmor.experiments.architectures.convolutional_ode import ConvolutionalOde
 from torchmor.experiments.architectures.recurrent_ode import RecurrentOde
 from torchmor.experiments.data.labelled import DataSet
+
+#: Name of the ODE layer in all networks.
+LAYER = "ode"
 
 #: Channels of the state of the convolutional networks, and units of the recurrent ones.
 CHANNELS, UNITS = 16, 256
@@ -43,6 +47,12 @@ class Training:
     def epochs_on(self, samples: int) -> int:
         """Return the passes over so many samples."""
         return max(self.epochs, -(-self.least_steps // -(-samples // self.batch_size)))
+
+    def arguments(self, samples: int) -> dict[str, Any]:
+        """Return what `train` takes for so many samples."""
+        return {key: value for key, value in vars(self).items() if key != "least_steps"} | {
+            "epochs": self.epochs_on(samples)
+        }
 
     def words(self, samples: int) -> str:
         """Return the training on so many samples in words."""
@@ -83,6 +93,11 @@ class NetworkRecipe:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.build(data)
+
+
+def ode_layer(network: nn.Module) -> Any:
+    """Return the ODE layer of a network, be it full, reduced or pruned."""
+    return network.get_submodule(LAYER)
 
 
 def digits_network(seed: int = 0) -> ConvolutionalOde:

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from pymor.core.logger import log_levels
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from torchmor.adapters import ODELayer, full_order_model, reduce_network
@@ -21,7 +19,8 @@ from torchmor.engine.bases import pod
 from torchmor.experiments.data.random_images import random_images
 from torchmor.experiments.measure.progress import progress
 from torchmor.experiments.measure.surroundings import threads, threads_in_words
-from torchmor.experiments.studies.networks import CONVOLUTIONAL
+from torchmor.experiments.report.table import empty_table
+from torchmor.experiments.studies.networks import CONVOLUTIONAL, LAYER
 
 
 def pod_of_many_snapshots() -> Callable[[], Any]:
@@ -42,8 +41,8 @@ def whole_reduction() -> Callable[[], Any]:
     """reduce_network, network a, n = 3,136 to r = 64 and m = 128, 2,000 images."""
     data = random_images(2000)
     network = CONVOLUTIONAL[0].network(data, 0)
-    sizes = {"state_dim": 64, "points": 128, "metric": "agreement"}
-    return lambda: reduce_network(network, "ode", data.train.inputs, **sizes, progress=False)
+    sizes: dict[str, Any] = {"state_dim": 64, "points": 128, "metric": "agreement"}
+    return lambda: reduce_network(network, LAYER, data.train.inputs, **sizes, progress=False)
 
 
 OFFLINE = (pod_of_many_snapshots, trace_and_restrict, whole_reduction)
@@ -64,9 +63,7 @@ def offline_costs(count: int) -> list[dict[str, Any]]:
 def print_costs(console: Console, costs: list[dict[str, Any]]) -> None:
     """Print what is done once."""
     title = f"Done once, {threads_in_words(costs[0]['threads'])}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("what", "s", "peak memory, MiB"):
-        table.add_column(column, justify="left" if column == "what" else "right")
+    table = empty_table(["what", "s", "peak memory, MiB"], 1, title)
     for cost in costs:
         table.add_row(cost["what"], f"{cost['wall_s']:.3g}", f"{cost['peak_bytes'] / 2**20:,.0f}")
     console.print(table, highlight=False)
@@ -78,7 +75,7 @@ def _cost(task: Callable[[], Callable[[], Any]], count: int) -> dict[str, Any]:
         before, start = _peak_bytes(reset=True), time.perf_counter()
         call()
         wall_s = time.perf_counter() - start
-    what = task.__doc__.strip().rstrip(".")
+    what = (task.__doc__ or "").strip().rstrip(".")
     return {"what": what, "wall_s": wall_s, "peak_bytes": _peak_bytes() - before, "threads": count}
 
 

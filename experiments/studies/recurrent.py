@@ -1,14 +1,13 @@
 """`torchmor recurrent`: networks for sequences, with an ODE layer that is driven by them."""
 
-from torch import nn
-
+from torchmor.adapters import ODELayer
 from torchmor.adapters.solving.steps import COARSE, Steps
 from torchmor.experiments.studies.candidates import Distillation, Levels
 from torchmor.experiments.studies.experiment import Experiment
 from torchmor.experiments.studies.networks import RECURRENT
 
 
-def _coarse(layer: nn.Module) -> list[Steps]:
+def _coarse(layer: ODELayer) -> list[Steps]:
     """The usual ones, and one Euler step for every second and every fourth time of the sequence."""
     steps = len(layer.input_times)
     own = [Steps("euler", count) for count in (steps // 4, steps // 2) if count > 4]

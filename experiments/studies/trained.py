@@ -53,10 +53,8 @@ def trained_network(recipe: NetworkRecipe, data: DataSet, seed: int, folder: Pat
     path = folder / f"{recipe.key}-seed-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
     if path.exists():
         return _load(network, path, text).eval()
-    kwargs = {key: value for key, value in vars(recipe.training).items() if key not in ("epochs", "least_steps")}
-    epochs = recipe.training.epochs_on(samples)
-    with progress(f"training network {recipe.key}, seed {seed}", epochs) as bar:
-        train(network, data, epochs=epochs, seed=seed, progress=bar, **kwargs)
+    with progress(f"training network {recipe.key}, seed {seed}", recipe.training.epochs_on(samples)) as bar:
+        train(network, data, seed=seed, progress=bar, **recipe.training.arguments(samples))
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         save_file(network.state_dict(), temporary, metadata={"settings": text})

@@ -91,8 +91,9 @@ def _solved_by(network: nn.Module, solver: Steps | None) -> Iterator[None]:
     layers = [module for module in network.modules() if isinstance(module, ODELayer)]
     own = [layer.settings for layer in layers]
     try:
-        for layer in layers if solver is not None else ():
-            set_solver(layer, solver)
+        if solver is not None:
+            for layer in layers:
+                set_solver(layer, solver)
         yield
     finally:
         for layer, settings in zip(layers, own, strict=True):

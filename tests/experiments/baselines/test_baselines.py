@@ -273,7 +273,9 @@ def test_solver_can_be_changed_and_state_saved(method):
     network, u = recurrent()
     (small,) = METHODS[method](network, u)
     assert small.ode.settings == network.ode.settings
+    before = small(u)
     set_solver(small.ode, Steps("midpoint", 2))
+    assert (small(u) - before).abs().max() > 0.1
     again = copy.deepcopy(small)
     with torch.no_grad():
         for parameter in again.parameters():

@@ -252,7 +252,7 @@ def test_long_recordings_are_shortened(tmp_path):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"test": ["0,1:1,1:sideways"]}, "expected"),
+        ({"test": ["0,1:1,1:sideways"]}, r"no others in the test file, got \['down', 'up'\] to"),
         ({"train": ["0,?:1,1:up", "0,1:1,1:down"] * 5}, "missing values"),
         ({"header": "no header\n"}, "expected a .ts file of labelled recordings"),
         ({"train": ["0,1:1,1:up"] * 10}, "at least two classes"),

@@ -13,6 +13,7 @@ from torchmor.adapters.layers.placing import with_layers
 from torchmor.adapters.solving.steps import Steps
 from torchmor.experiments.data.labelled import DataSet, Labelled
 from torchmor.experiments.measure.comparison import (
+    BATCHES,
     Candidate,
     Measurement,
     Row,
@@ -92,6 +93,7 @@ def test_measured_rows():
     assert (rows[0].agreement, rows[0].difference_interval) == (100.0, (0.0, 0.0))
     assert rows[2].layer == rows[2].network == {}
     for row in rows[:2]:
+        assert set(row.layer) == set(row.network) == set(BATCHES)
         for time in (*row.layer.values(), *row.network.values()):
             assert isinstance(time, Timing)
             assert 0 < time.low_s <= time.wall_s <= time.high_s

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from torchmor.experiments.report.label_placement import place_labels
-from torchmor.experiments.report.report import Listing, Paragraph, Settings, Table, write_report
+from torchmor.experiments.report.report import Listing, Paragraph, Settings, Table, part_html, write_report
 
 
 def test_text_is_escaped(tmp_path):
@@ -23,13 +23,14 @@ def test_text_is_escaped(tmp_path):
 
 def test_nested_settings_are_words(tmp_path):
     values = {"levels": {"sizes": ((8, 16), (4, 8)), "kept": [2, 1], "dense": ()}, "seed": 0, "cost": 0.5}
-    text = Settings(values).to_html()
+    text = part_html(Settings(values))
     assert "<td>sizes: 8/16, 4/8<br>kept: 2, 1<br>dense: none</td>" in text
     assert "<td>seed</td><td>0</td>" in text
 
 
 def test_tables_mark_what_stands_out():
-    text = Table(["a\nb", "c"], [["x", "1\ndetail <1>"], ["y", "2"], ["z", "3"]], best=[(0, 1), 2], weak=[1]).to_html()
+    lines = [["x", "1\ndetail <1>"], ["y", "2"], ["z", "3"]]
+    text = part_html(Table(["a\nb", "c"], lines, best=[(0, 1), 2], weak=[1]))
     assert "<th>a<br>b</th>" in text
     assert "<td class=best>1<small>detail &lt;1&gt;</small></td>" in text
     assert '<tr class="weak"><td>y</td><td>2</td></tr><tr class="best"><td>z</td>' in text

@@ -1,6 +1,7 @@
 """What is chosen from a table, and what is said about it, whoever wins."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -19,6 +20,11 @@ def full(solver, validation, wall_s, accuracy=90.0):
 def reduced(validation, wall_s, accuracy=90.0, method="pod-deim", solver="dopri5"):
     sizes = {"r": 1024, "m": 2048}
     return make_row(method, sizes, solver, accuracy, wall_s, own=solver == "dopri5", validation=validation)
+
+
+def says(line, *facts):
+    """Whether these stand in a line, in this order."""
+    return re.search(".*".join(map(re.escape, facts)), line) is not None
 
 
 FULL = full("dopri5", 95.0, 1.0, accuracy=94.0)
@@ -118,8 +124,11 @@ def test_winners_share_what_is_hardly_different_and_the_full_network_wins_a_tie(
     tie = reduced(95, 0.095)  # against 0.1 s
     assert winners(ranking(found(tie), "layer", 256), "layer", 256) == [MIDPOINT]
     lines = findings(found(tie))
-    assert any("ODE layer at batch 256: the full network with 1 midpoint step (100 ms) wins" in line for line in lines)
-    assert any("The nearest is POD–DEIM (r 1,024, m 2,048; dopri5; 95.0 ms)" in line for line in lines)
+    winner = ("the full network with 1 midpoint step", "100 ms", "wins")
+    assert any(
+        says(line, "ODE layer at batch 256", *winner, "POD–DEIM", "r 1,024, m 2,048", "dopri5", "95.0 ms")
+        for line in lines
+    )
     assert any("wins, since no compressed one is good enough" in line for line in findings(found()))
 
 
@@ -127,30 +136,28 @@ def test_findings_say_what_wins_and_by_how_much():
     fast = reduced(94.8, 0.02, solver="1 midpoint step")
     pruned = make_row("pruning", {"kept": 8}, "1 midpoint step", 80.0, 0.05, validation=81.0)
     lines = findings(found(fast, pruned))
-    assert lines[0].startswith("Skipping the ODE layer costs 63.0 points; 31.0 % are left.")
-    assert "10 times as fast: this is the one to beat" in lines[1]
-    assert lines[2] == (
-        "ODE layer at batch 256: POD–DEIM (r 1,024, m 2,048; 1 midpoint step; 20.0 ms) wins, 5.0 times as fast as the "
-        "full network with 1 midpoint step (100 ms)."
-    )
+    assert says(lines[0], "63.0 points", "31.0 %")
+    assert says(lines[1], "dopri5", "1 midpoint step", "10 times as fast")
+    ours = ("POD–DEIM", "r 1,024, m 2,048", "1 midpoint step", "20.0 ms")
+    assert says(lines[2], "ODE layer at batch 256", *ours, "wins", "5.0 times as fast", "1 midpoint step", "100 ms")
     assert sum(line.startswith(("ODE layer at", "Whole network at")) for line in lines) == 4
     (line,) = [line for line in lines if line.startswith("The fastest reduced layer")]
-    assert "50 times as fast as the full layer with dopri5 and 5.0 times as fast as with 1 midpoint step" in line
+    assert says(line, "50 times as fast", "dopri5", "5.0 times as fast", "1 midpoint step")
     (line,) = [line for line in lines if line.startswith("No size of these")]
-    assert line.endswith("neuron pruning (−14.0).")
-    assert lines[-1].endswith("(with 95 % intervals): POD–DEIM −4.0 (−1.2 to +0.5).")
+    assert says(line, "neuron pruning", "−14.0") and "POD–DEIM" not in line
+    assert says(lines[-1], "95 %", "POD–DEIM", "−4.0", "−1.2", "+0.5") and "pruning" not in lines[-1]
 
 
 def test_findings_do_not_hide_that_reduction_loses():
     slow = reduced(94.8, 0.5)
     svd = make_row("svd", {"rank": 4}, "1 midpoint step", 93.8, 0.05, validation=94.9)
     lines = findings(found(slow, svd))
-    assert lines[2].startswith("ODE layer at batch 256: SVD of weights (rank 4; 1 midpoint step; 50.0 ms) wins, 2.0 ")
+    assert says(lines[2], "ODE layer at batch 256", "SVD of weights", "rank 4", "50.0 ms", "wins", "2.0 times as fast")
     (line,) = [line for line in lines if line.startswith("The fastest reduced layer")]
-    assert "2.0 times as fast as the full layer with dopri5 and 5.0 times slower than with 1 midpoint step" in line
+    assert says(line, "2.0 times as fast", "dopri5", "5.0 times slower", "1 midpoint step")
     lines = findings(found(reduced(80.0, 0.01, accuracy=81.0)))
     assert any(line.startswith("No reduced layer stays within 0.3 points") for line in lines)
-    assert any(line.endswith("POD–DEIM (−13.0).") for line in lines)
+    assert any(says(line, "No size of these", "POD–DEIM", "−13.0") for line in lines)
 
 
 def test_distillation_is_shown_beside_its_control():
@@ -159,7 +166,7 @@ def test_distillation_is_shown_beside_its_control():
     alone = make_row("distilled", {"r": 8, "m": 16}, "1 midpoint step", 90.0, 0.01, offline_s=99.0)
     control = make_row("control", sizes, "1 midpoint step", 92.5, 0.02, offline_s=38.0)
     (line,) = [line for line in findings(found(tuned, alone, control)) if line.startswith("Distilled from")]
-    assert "r 32, m 64: −0.2 against −1.5. Distilling one took at most 42 s." in line
+    assert says(line, "r 32, m 64", "−0.2", "−1.5", "42 s") and "r 8" not in line
     assert not any("Distil" in line for line in findings(found(tuned)))
 
 

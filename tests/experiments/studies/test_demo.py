@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from torchmor.adapters import load
+from torchmor.experiments.measure.comparison import BATCHES
 from torchmor.experiments.studies.demo import run_demo
 
 
@@ -48,6 +49,7 @@ def test_network_learns_and_the_layer_matters(demo):
 
 def test_times_are_medians_of_the_repeats(demo):
     for row in demo[0].rows:
+        assert set(row.layer) == set(BATCHES)
         for timing in row.layer.values():
             assert timing.repeats == 3
             assert 0 < timing.low_s <= timing.wall_s <= timing.high_s
