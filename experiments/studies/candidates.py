@@ -31,9 +31,8 @@ GALERKIN = {"pod-galerkin": "pod", "balanced-galerkin": "balanced"}
 #: EI-greedy takes long for more points.
 GREEDY_POINTS = 256
 
-#: Distillation takes about so many steps of gradient descent, but no more than so many epochs.
-DISTILLATION_STEPS, DISTILLATION_EPOCHS = 7500, 200
-DISTILLATION_BATCH = 128
+#: Distillation takes about so many steps of gradient descent, with batches of this size.
+DISTILLATION_STEPS, DISTILLATION_BATCH = 7500, 128
 
 #: An adaptive solver takes long: only every third level of a reduction is measured with it too, and no network that
 #: keeps the state large.
@@ -80,6 +79,8 @@ class Levels:
         Reductions of each network, by its key, that are distilled on all training inputs.
     teacher
         Steps of the full network that teaches; None for its own solver.
+    epochs
+        Most epochs of a distillation.
     """
 
     sizes: Sequence[tuple[int, int]]
@@ -90,12 +91,13 @@ class Levels:
     calibration: int = 2000
     distilled: Mapping[str, Sequence[Distillation]] = field(default_factory=dict)
     teacher: Steps | None = None
+    epochs: int = 200
 
     def in_words(self) -> dict[str, Any]:
         """Return the levels for a table of settings."""
         distilled = {key: [str(one) for one in several] for key, several in self.distilled.items()}
         how = (
-            f"{DISTILLATION_STEPS:,} steps with batches of {DISTILLATION_BATCH}, at most {DISTILLATION_EPOCHS} epochs; "
+            f"{DISTILLATION_STEPS:,} steps with batches of {DISTILLATION_BATCH}, at most {self.epochs} epochs; "
             "from random numbers for the first seed only"
         )
         return asdict(self) | {
@@ -232,7 +234,7 @@ class Compression:
                 start,
                 inputs,
                 validation=self.data.validation.inputs,
-                epochs=min(DISTILLATION_EPOCHS, -(-DISTILLATION_STEPS * DISTILLATION_BATCH // len(inputs))),
+                epochs=min(self.levels.epochs, -(-DISTILLATION_STEPS * DISTILLATION_BATCH // len(inputs))),
                 batch_size=DISTILLATION_BATCH,
                 seed=self.seed,
                 progress=False,

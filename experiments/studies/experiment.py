@@ -269,6 +269,7 @@ def in_short(experiment: Experiment, scale: Scale, data: DataSet) -> tuple[Exper
         dense_ranks=levels.dense_ranks[3:4],
         distilled={key: distilled[-1:] for key, distilled in levels.distilled.items()},
         calibration=200,
+        epochs=10,
     )
     recipes = [
         replace(recipe, training=replace(recipe.training, epochs=1, least_steps=100)) for recipe in experiment.recipes
