@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -220,7 +220,7 @@ class Compression:
         r, m = self.levels.sizes[len(self.levels.sizes) // 2]
         return {method: self._reduce(r, m, **arguments)() for method, arguments in REDUCTIONS.items()}
 
-    def _reduce(self, r: int, m: int | str, **arguments: Any) -> Callable[[], nn.Module]:
+    def _reduce(self, r: int, m: int | Literal["full"], **arguments: Any) -> Callable[[], nn.Module]:
         return lambda: self.reductor.reduce(state_dim=r, points=m, **arguments)
 
     def _distill(self, r: int, m: int, solver: Steps | None, random: bool) -> Callable[[], nn.Module]:
