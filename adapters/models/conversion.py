@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from torchmor.adapters.layers.arrays import to_array, to_tensor
-from torchmor.adapters.layers.chain_module import ChainModule
+from torchmor.adapters.layers.chain_module import AffineModule, ChainModule
 from torchmor.engine.affine import AffineMap, dense
 from torchmor.engine.errors import SizeError
 from torchmor.engine.stages import Stage, StageChain
@@ -43,7 +43,7 @@ def chain_to_module(
 def module_to_chain(module: ChainModule) -> StageChain:
     """Return the stage chain of a module, from its current parameters."""
 
-    def affine(source):
+    def affine(source: AffineModule) -> AffineMap:
         return AffineMap(
             tuple(source.sources), tuple(source.sources.values()), to_array(source.weight), to_array(source.bias)
         )
@@ -62,5 +62,5 @@ def _matrix(affine: AffineMap) -> np.ndarray:
             f"expected maps that fit into dense matrices of {MAX_ENTRIES} entries, got one of {rows} × {columns}: "
             "reduce the state, or the points of the stages, before making a module"
         )
-    linear = affine.restrict(range(rows)).linear if affine.is_opaque else affine.linear
+    linear = affine.restrict(np.arange(rows)).linear if affine.is_opaque else affine.linear
     return dense(linear)

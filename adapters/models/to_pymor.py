@@ -1,16 +1,19 @@
 """ODE layers as pyMOR models, full and reduced."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
+from pymor.vectorarrays.interface import VectorArray
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.arrays import to_array, to_batch, to_columns
 from torchmor.adapters.layers.ode_layer import ODELayer
+from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.models.conversion import module_to_chain
 from torchmor.adapters.solving.solve_request import SolveRequest
-from torchmor.adapters.solving.solve_settings import SolveSettings
+from torchmor.adapters.solving.solve_settings import SolveSettings, check_times
 from torchmor.adapters.tracing.classifier import trace
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import InputError, ShapeError
@@ -71,7 +74,7 @@ def full_order_model(
                 f"expected an example_input of shape ({len(example_state)}, p), the input at one time for each example "
                 f"state, got {tuple(example_input.shape)}"
             )
-    settings = layer.settings if t is None else replace(layer.settings, t=t)
+    settings = layer.settings if t is None else replace(layer.settings, t=check_times(t, "t", 2))
     chain = trace(layer.function, example_state, example_input, settings.t[0])
     return ode_layer_model(
         chain,
@@ -82,7 +85,7 @@ def full_order_model(
     )
 
 
-def reduced_order_model(layer) -> OdeLayerModel:
+def reduced_order_model(layer: ReducedODELayer) -> OdeLayerModel:
     """Return a reduced layer as a pyMOR model, from its current parameters.
 
     Law: ``rom.output({"initial_state": y0}, input=u)`` is the layer's trajectory from y0.
@@ -125,30 +128,30 @@ class TorchdiffeqTimeStepper(LayerTimeStepper):
         The layer's :class:`~torchmor.adapters.solving.solve_settings.SolveSettings`.
     """
 
-    def __init__(self, settings):
+    def __init__(self, settings: SolveSettings):
         settings = replace(settings, adjoint=False, output="trajectory")
         self.__auto_init(locals())
         self.times = settings.t
 
-    def integrate(self, f, y, kinks=()):
+    def integrate(self, f: Callable[..., VectorArray], y: VectorArray, kinks: Sequence[float] = ()) -> Iterator[Any]:
         space = y.space
 
-        def rhs(t, state, u):
+        def rhs(t: Tensor, state: Tensor, u: Any) -> Tensor:
             return to_batch(f(float(t), space.from_numpy(to_columns(state))).to_numpy())
 
         # f evaluates the input itself; its kinks must stop the solver as they do in the layer
-        request = SolveRequest(self.settings, self.times, None, _Kinks(kinks) if kinks else None)
+        signal: Any = _Kinks(kinks) if kinks else None
+        request = SolveRequest(self.settings, self.times, None, signal)
         with torch.no_grad():
             states = request.solve_with_torchdiffeq(rhs, to_batch(y.to_numpy()))
         for state in states:
             yield space.from_numpy(to_columns(state))
 
 
-class _Kinks:
+class _Kinks(NamedTuple):
     """An input signal of which only the kinks count."""
 
-    def __init__(self, kinks):
-        self.kinks = kinks
+    kinks: Sequence[float]
 
-    def __call__(self, t):
+    def __call__(self, t: Tensor) -> None:
         return None

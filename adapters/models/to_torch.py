@@ -1,6 +1,8 @@
 """pyMOR operators and models as torch modules."""
 
+from collections.abc import Sequence
 from itertools import accumulate, repeat
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +42,7 @@ _IMPLICIT_PART = {
 
 def to_module(
     rom_or_operator: Operator | InstationaryModel,
-    mu=None,
+    mu: Any = None,
     *,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
@@ -90,7 +92,9 @@ def to_module(
     return _recurrence_of_model(rom_or_operator, mu, dtype, device)
 
 
-def _recurrence_of_model(model, mu, dtype, device) -> Recurrence:
+def _recurrence_of_model(
+    model: InstationaryModel, mu: Any, dtype: torch.dtype, device: torch.device | str
+) -> Recurrence:
     """Return the recurrence of a model M z' + A(z) = F(t) with one of pyMOR's steppers."""
     stepper, size = model.time_stepper, model.operator.source.dim
     if type(stepper) not in _IMPLICIT_PART:
@@ -124,7 +128,7 @@ def _recurrence_of_model(model, mu, dtype, device) -> Recurrence:
     initial_state = model.initial_data.as_range_array(mu).to_numpy()[:, 0]
     values = {"shift": shifts.T, "initial_state": initial_state}
     if linear:
-        module = LinearRecurrence(*layout)
+        module: Recurrence = LinearRecurrence(*layout)
         values["step_matrix"] = np.linalg.solve(left, mass - (1 - theta) * step * matrix)
     else:
         increment = left_divide(linear_chain(mass), linear_combination([chain], [-step]))
@@ -135,7 +139,7 @@ def _recurrence_of_model(model, mu, dtype, device) -> Recurrence:
     return module
 
 
-def _operator_chain(model, mu: Mu) -> StageChain:
+def _operator_chain(model: InstationaryModel, mu: Mu) -> StageChain:
     """Return the chain of a model's operator; it may read the time, but nothing else that changes in time."""
     parameters = model.operator.parameters
     if mu.time_dependent_values.keys() & parameters.keys():
@@ -152,7 +156,7 @@ def _operator_chain(model, mu: Mu) -> StageChain:
         ) from error
 
 
-def _right_hand_sides(model, mu: Mu, times: list[float]) -> np.ndarray:
+def _right_hand_sides(model: InstationaryModel, mu: Mu, times: list[float]) -> np.ndarray:
     """Return F(t) at the given times, (n, number of times), or (n, 1) where F does not depend on time."""
     rhs = model.rhs
     if "t" in rhs.parameters or mu.time_dependent_values.keys() & rhs.parameters.keys():
@@ -160,7 +164,7 @@ def _right_hand_sides(model, mu: Mu, times: list[float]) -> np.ndarray:
     return rhs.as_vector(mu).to_numpy()
 
 
-def _returned(model) -> list[int] | None:
+def _returned(model: InstationaryModel) -> list[int] | None:
     """Return the numbers of the steps after which the model returns a value; None for all."""
     if model.num_values is None:
         return None
@@ -174,7 +178,12 @@ def _matrix(chain: StageChain) -> np.ndarray:
     return dense(chain.output.blocks().get("y", np.zeros((chain.output.size, chain.state_size))))
 
 
-def layer_of_model(model: InstationaryModel, mu=None, dtype=torch.float64, device="cpu") -> ReducedODELayer:
+def layer_of_model(
+    model: InstationaryModel,
+    mu: Any = None,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> ReducedODELayer:
     """Return the layer y0, u ↦ trajectory of a model ``M z' + A(z) = F`` with a time stepper of torchmor.
 
     Law: ``layer(y0, u)`` is ``model.output({"initial_state": y0}, input=u)`` for models with the parameter
@@ -200,22 +209,33 @@ def layer_of_model(model: InstationaryModel, mu=None, dtype=torch.float64, devic
     mu = model_parameter_values(model, mu, free=("initial_state", "input", "t"))
     chain = _right_hand_side(model, mu)
     encode, decode = _encode_and_decode(model, mu)
-    layer = ReducedODELayer(
-        _settings(model),
-        (chain.state_size if encode is None else encode.sizes[0],),
-        chain_to_module(chain, dtype, device),
-        None if encode is None else encode.size,
-        "required" if chain.reads("u") else "none",
-    )
-    if encode is not None:
-        with torch.no_grad():
-            for linear, affine in ((layer.encode, encode), (layer.decode, decode)):
+    shape = (chain.state_size if encode is None else encode.sizes[0],)
+    input_use = "required" if chain.reads("u") else "none"
+    return reduced_layer(_settings(model), shape, chain, encode, decode, input_use, dtype, device)
+
+
+def reduced_layer(
+    settings: SolveSettings,
+    state_shape: Sequence[int],
+    chain: StageChain,
+    encode: AffineMap | None,
+    decode: AffineMap | None,
+    input_use: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> ReducedODELayer:
+    """Return the layer of a reduced chain, between projection and lifting; these are None where the state is kept."""
+    state_dim = None if encode is None else encode.size
+    layer = ReducedODELayer(settings, state_shape, chain_to_module(chain, dtype, device), state_dim, input_use)
+    with torch.no_grad():
+        for linear, affine in ((layer.encode, encode), (layer.decode, decode)):
+            if affine is not None and isinstance(linear, nn.Linear):
                 linear.weight.copy_(to_tensor(dense(affine.blocks()["y"]), dtype, device))
                 linear.bias.copy_(to_tensor(affine.shift, dtype, device))
     return layer
 
 
-def _right_hand_side(model, mu) -> StageChain:
+def _right_hand_side(model: InstationaryModel, mu: Mu) -> StageChain:
     """Return M⁻¹ (F − A)."""
     one = constant_chain(np.ones(1), model.operator.source.dim)
     force = compose(fold_operator(model.rhs, mu), one)
@@ -225,7 +245,7 @@ def _right_hand_side(model, mu) -> StageChain:
     return trim(chain)
 
 
-def _settings(model) -> SolveSettings:
+def _settings(model: InstationaryModel) -> SolveSettings:
     stepper = model.time_stepper
     if not isinstance(stepper, RungeKuttaTimeStepper):
         return stepper.settings
@@ -241,7 +261,7 @@ def _settings(model) -> SolveSettings:
     )
 
 
-def _encode_and_decode(model, mu) -> tuple[AffineMap, AffineMap] | tuple[None, None]:
+def _encode_and_decode(model: InstationaryModel, mu: Mu) -> tuple[AffineMap, AffineMap] | tuple[None, None]:
     """Return the maps from the initial state and to the output; (None, None) where its state is the layer's."""
     data, output = model.initial_data, model.output_functional
     if "initial_state" not in data.parameters:

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchmor.adapters.layers.arrays import to_tensor
 from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.placing import find_layer, with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import SolvedBlock
-from torchmor.adapters.models.conversion import chain_to_module
 from torchmor.adapters.models.to_pymor import full_order_model
+from torchmor.adapters.models.to_torch import reduced_layer
 from torchmor.adapters.networks.calibration import Calibration
 from torchmor.adapters.networks.cost import OPERATIONS_PER_BYTE, run_cost
 from torchmor.adapters.networks.stand_in import with_ode_layer
@@ -31,7 +30,6 @@ from torchmor.adapters.reduction.snapshots import Snapshots, collect_snapshots
 from torchmor.adapters.reduction.validation import HELD_OUT_SAMPLES, LabelledBatches, UnlabelledBatches, Validation
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, fixed_steps, set_solver, solved_by, solver_name
-from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import (
     LittleGainWarning,
     NotReducedWarning,
@@ -326,25 +324,18 @@ class _Example:
 
 
 def _reduced_layer(layer: ODELayer, reduction: Reduction, example: _Example) -> ReducedODELayer:
-    dtype, device = example.y.dtype, example.y.device
+    rom, y = reduction.rom, example.y
     projected = "state" in reduction.bases
-    reduced = ReducedODELayer(
+    return reduced_layer(
         layer.settings,
-        tuple(example.y.shape[1:]),
-        chain_to_module(-reduction.rom.operator.chain, dtype, device),
-        reduction.bases["state"].shape[1] if projected else None,
+        tuple(y.shape[1:]),
+        -rom.operator.chain,
+        rom.initial_data.encode if projected else None,
+        rom.output_functional.chain.output if projected else None,
         "none" if example.u is None else "required",
+        y.dtype,
+        y.device,
     )
-    if projected:
-        _fill(reduced.encode, reduction.rom.initial_data.encode)
-        _fill(reduced.decode, reduction.rom.output_functional.chain.output)
-    return reduced
-
-
-def _fill(linear: nn.Linear, affine: AffineMap) -> None:
-    with torch.no_grad():
-        linear.weight.copy_(to_tensor(affine.linear, linear.weight.dtype, linear.weight.device))
-        linear.bias.copy_(to_tensor(affine.shift, linear.bias.dtype, linear.bias.device))
 
 
 def _operations(f: nn.Module, example: _Example, reduced: ReducedODELayer | None = None) -> int:
