@@ -50,7 +50,7 @@ def module_to_chain(module: ChainModule) -> StageChain:
 
     stages = tuple(
         Stage(f"g{number}", expression, affine(argument))
-        for number, (expression, argument) in enumerate(zip(module.expressions, module.stages, strict=True), start=1)
+        for number, (expression, argument) in enumerate(zip(module.expressions, module.stages, strict=True), 1)
     )
     return StageChain(module.state_size, module.input_size, stages, affine(module.output))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +24,15 @@ class AffineNode:
     function
         What computes the value from `args` and `kwargs`; None for sources and constants.
     shape
-        Shape for one sample, with its batch dimension of 1.
+        Shape for one sample, with its batch dimension of 1; of several results, a tuple of shapes.
     sources
         Names of the sources it depends on.
     """
 
-    function: Callable | None
-    args: tuple
-    kwargs: dict
-    shape: torch.Size
+    function: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shape: Any
     sources: frozenset[str]
     value: torch.Tensor | None = field(default=None, repr=False)
 
@@ -46,22 +47,22 @@ class AffineNode:
         return cls(None, (), {}, value.shape, frozenset(), value.to(torch.float64))
 
     @classmethod
-    def call(cls, function: Callable, args, kwargs) -> AffineNode:
+    def call(cls, function: Callable[..., Any], args: Any, kwargs: Any) -> AffineNode:
         """Return the value of an operation; its shape is found by running it on zeros."""
 
-        def example(a):
+        def example(a: Any) -> Any:
             if not isinstance(a, AffineNode):
                 return a
             return a.value if a.value is not None else a.zeros()
 
         result = function(*tree_map(example, args), **tree_map(example, kwargs))
         nodes = [a for a in tree_leaves((args, kwargs)) if isinstance(a, AffineNode)]
-        sources = frozenset().union(*(a.sources for a in nodes))
+        sources = frozenset[str]().union(*(a.sources for a in nodes))
         if not isinstance(result, torch.Tensor):  # several results: getitem follows
             return cls(function, tuple(args), dict(kwargs), tuple(r.shape for r in result), sources)
         return cls(function, tuple(args), dict(kwargs), result.shape, sources)
 
-    def zeros(self):
+    def zeros(self) -> Any:
         """Return zeros of the value's shape."""
         if isinstance(self.shape, torch.Size):
             return torch.zeros(self.shape, dtype=torch.float64)
@@ -115,32 +116,32 @@ class RegionOperator(LinearOperator):
             args, kwargs = tree_map(
                 lambda a: known[id(a)] if isinstance(a, AffineNode) else a, (node.args, node.kwargs)
             )
+            assert node.function is not None, "sources are known"
             known[id(node)] = node.function(*args, **kwargs)
         return torch.cat([known[id(node)].reshape(-1) for node in self._nodes])
 
-    def _matmat(self, X):
-        X = to_batch(X)
-        parts = [X.new_zeros((0, self.shape[0]))]
+    def _matmat(self, X: np.ndarray) -> np.ndarray:
+        batch = to_batch(X)
+        parts = [batch.new_zeros((0, self.shape[0]))]
         with torch.no_grad():
-            for rows in _chunks(X, self._chunk):
+            for rows in _chunks(batch, self._chunk):
                 columns = rows.split([s.size for s in self._sources], dim=1)
                 values = [c.reshape(-1, *s.shape) for c, s in zip(columns, self._sources, strict=True)]
                 parts.append(torch.vmap(self._run)(*values) - self._offset)
         return to_columns(torch.cat(parts))
 
-    def _matvec(self, x):
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
         return self._matmat(np.reshape(x, (-1, 1)))[:, 0]
 
-    def _rmatmat(self, X):
-        X = to_batch(X)
-        _, pullback = torch.func.vjp(self._run, *self._zeros)
-        parts = [X.new_zeros((0, self.shape[1]))]
-        for rows in _chunks(X, self._chunk):
+    def _rmatmat(self, X: np.ndarray) -> np.ndarray:
+        batch, pullback = to_batch(X), torch.func.vjp(self._run, *self._zeros)[1]
+        parts = [batch.new_zeros((0, self.shape[1]))]
+        for rows in _chunks(batch, self._chunk):
             gradients = torch.vmap(pullback)(rows)
             parts.append(torch.cat([g.reshape(len(rows), -1) for g in gradients], dim=1))
         return to_columns(torch.cat(parts))
 
-    def _rmatvec(self, x):
+    def _rmatvec(self, x: np.ndarray) -> np.ndarray:
         return self._rmatmat(np.reshape(x, (-1, 1)))[:, 0]
 
 
@@ -149,7 +150,9 @@ def _chunks(rows: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
 
 
 def _topological_order(nodes: Sequence[AffineNode]) -> list[AffineNode]:
-    order, seen, stack = [], set(), [(node, False) for node in reversed(nodes)]
+    order: list[AffineNode] = []
+    seen: set[int] = set()
+    stack = [(node, False) for node in reversed(nodes)]
     while stack:
         node, ready = stack.pop()
         if ready:

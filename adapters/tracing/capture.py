@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from itertools import takewhile
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch._functorch.compile_utils import fx_graph_cse
@@ -24,7 +25,7 @@ from torchmor.engine.errors import TorchmorError, UnsupportedOperationError
 _LIBRARIES = (*(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__)), "<string>", "<eval_with_key>")
 
 
-def frozen_copy(f: Callable) -> Callable:
+def frozen_copy(f: Callable[..., Any]) -> Callable[..., Any]:
     """Return a copy of a module, or of a method with its module, in eval mode; functions have no copy."""
     try:
         f = copy.deepcopy(f)
@@ -40,9 +41,9 @@ def frozen_copy(f: Callable) -> Callable:
     return f
 
 
-def capture(f, t, y, u) -> torch.fx.GraphModule:
+def capture(f: Callable[..., Any], t: torch.Tensor, y: torch.Tensor, u: torch.Tensor | None) -> torch.fx.GraphModule:
     """Return the float64 graph of f for one sample, without views of mutated tensors."""
-    arguments = (t, y) if u is None else (t, y, u)
+    arguments: tuple[torch.Tensor, ...] = (t, y) if u is None else (t, y, u)
     functionalized = torch.func.functionalize(lambda *a: f(*a, *((None,) if u is None else ())))
     try:
         # the second pass functionalises what composite operations (circular padding) mutate inside themselves,
@@ -66,7 +67,7 @@ def capture(f, t, y, u) -> torch.fx.GraphModule:
 class _Places(TorchFunctionMode):
     """Notes for each operation where in the user's code it stands; the graph keeps it as the stack trace."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         frames = (frame for frame, _ in traceback.walk_stack(sys._getframe(1)))
         set_stack_trace([_place(takewhile(lambda frame: frame.f_code.co_filename != __file__, frames))])
         return func(*args, **(kwargs or {}))
@@ -116,7 +117,7 @@ def _untraceable(error: Exception) -> UnsupportedOperationError:
 
 
 def _to_float64(graph: torch.fx.GraphModule) -> None:
-    def cast(tensor):
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
         return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else None)
 

@@ -7,8 +7,9 @@ The function is traced, not pattern-matched: each operation of its captured grap
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sps
@@ -28,7 +29,7 @@ from torchmor.adapters.tracing.operations import (
     SHAPE_ONLY,
 )
 from torchmor.adapters.tracing.pointwise import Pointwise, expand, fuse, rearrange
-from torchmor.engine.affine import AffineMap
+from torchmor.engine.affine import AffineMap, Matrix
 from torchmor.engine.errors import SignatureError, UnsupportedOperationError
 from torchmor.engine.expressions import PARAMETERS
 from torchmor.engine.stages import Stage, StageChain
@@ -36,10 +37,13 @@ from torchmor.engine.stages import Stage, StageChain
 #: Affine maps with at most this many entries become dense matrices at once; larger ones stay opaque.
 DENSE_ENTRIES = 2**20
 
+#: A torch.fx.Node of an operation: its target is one of torch's, which types cannot tell.
+Node = Any
+
 _OPERATORS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv}
 
 
-def trace(f: Callable, y: torch.Tensor, u: torch.Tensor | None = None, t: float = 0.0) -> StageChain:
+def trace(f: Callable[..., Any], y: torch.Tensor, u: torch.Tensor | None = None, t: float = 0.0) -> StageChain:
     """Trace an ODE function into its stage chain.
 
     Law: ``chain(y.T, u.T, t) == f(t, y, u).T`` with the state flattened, in float64; it is checked at the example.
@@ -74,7 +78,7 @@ def trace(f: Callable, y: torch.Tensor, u: torch.Tensor | None = None, t: float 
     return _trace(f, y, u, t, y.shape[1:])
 
 
-def trace_map(f: Callable, x: torch.Tensor) -> StageChain:
+def trace_map(f: Callable[..., Any], x: torch.Tensor) -> StageChain:
     """Trace a function of one argument into a stage chain, whatever the shape of its value.
 
     Law: ``chain(x.T) == f(x).T`` with argument and value flattened, in float64; it is checked at the example.
@@ -94,7 +98,9 @@ def trace_map(f: Callable, x: torch.Tensor) -> StageChain:
     return _trace(lambda t, y, u: f(y), x, None, 0.0, f(x.clone()).shape[1:])
 
 
-def _trace(f, y, u, t, output_shape) -> StageChain:
+def _trace(
+    f: Callable[..., Any], y: torch.Tensor, u: torch.Tensor | None, t: float, output_shape: torch.Size
+) -> StageChain:
     time = torch.tensor(t, dtype=y.dtype, device=y.device)
     with torch.no_grad():
         graph = capture(f, time, y[:1].clone(), None if u is None else u[:1])
@@ -103,7 +109,7 @@ def _trace(f, y, u, t, output_shape) -> StageChain:
     return chain
 
 
-def _check(chain, f, y, u, t) -> None:
+def _check(chain: StageChain, f: Callable[..., Any], y: torch.Tensor, u: torch.Tensor | None, t: float) -> None:
     """Compare chain and f on a batch of distinct samples."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(max(3, len(y)), *y.shape[1:], generator=generator).to(y)
@@ -111,7 +117,7 @@ def _check(chain, f, y, u, t) -> None:
     inputs = None if u is None else u[torch.arange(len(noise)) % len(u)]
     expected = f(torch.tensor(t, dtype=y.dtype, device=y.device), batch.clone(), inputs)
     with np.errstate(all="ignore"):
-        value = chain(to_columns(batch), None if u is None else to_columns(inputs), t)
+        value = chain(to_columns(batch), None if inputs is None else to_columns(inputs), t)
         expected = to_columns(expected)
         same = (value == expected) | (np.isnan(value) & np.isnan(expected))  # infinities, and where f is undefined
         error = np.abs(np.where(same, 0.0, value - expected)).max()
@@ -141,7 +147,7 @@ class _Classifier:
     def chain(self) -> StageChain:
         placeholders = iter(("t", "y", "u"))
         shapes = {"t": (), "y": (1, *self.state_shape), "u": (1, self.input_size)}
-        values = {}
+        values: dict[torch.fx.Node, Any] = {}
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 name = next(placeholders)
@@ -152,9 +158,8 @@ class _Classifier:
                 (result,) = node.args
                 output = self._affine(values[result] if isinstance(result, torch.fx.Node) else result)
             else:
-                args = torch.fx.node.map_arg(node.args, values.__getitem__)
-                kwargs = torch.fx.node.map_arg(node.kwargs, values.__getitem__)
-                values[node] = self._operation(node, args, kwargs)
+                given = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = self._operation(node, *given)
         stages = tuple(
             Stage(name, value.expression, self._map([expand(leaf, value.shape) for leaf in value.leaves]))
             for name, value in self.stages
@@ -162,11 +167,11 @@ class _Classifier:
         n = int(np.prod(self.state_shape))
         return StageChain(n, self.input_size or 0, stages, self._map([expand(output, (1, *self.output_shape))]))
 
-    def _source(self, name, shape) -> AffineNode:
+    def _source(self, name: str, shape: Sequence[int]) -> AffineNode:
         self.sources[name] = AffineNode.source(name, torch.Size(shape))
         return self.sources[name]
 
-    def _operation(self, node, args, kwargs):
+    def _operation(self, node: Node, args: Any, kwargs: Any) -> Any:
         name = _name(node.target)
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         if random and name not in COMPONENTWISE and name not in REFUSED:
@@ -198,7 +203,7 @@ class _Classifier:
             return self._componentwise(node, name, args, kwargs)
         raise self._unsupported(node, REFUSED.get(name, "it is neither affine nor componentwise"))
 
-    def _affine_call(self, node, name, args, kwargs):
+    def _affine_call(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
         dependent = {i for i, a in enumerate(args) if any(_depends(v) for v in _flat(a))}
         if any(_depends(v) for v in _flat(kwargs)) or not any(dependent <= set(p) for p in AFFINE[name]):
             if name in MATRIX_PRODUCTS and not kwargs:
@@ -217,12 +222,12 @@ class _Classifier:
         args = torch.utils._pytree.tree_map(lambda a: self._affine(a) if _depends(a) else a, args)
         return AffineNode.call(function, args, kwargs)
 
-    def _matrix_product(self, name, args):
+    def _matrix_product(self, name: str, args: Any) -> Any:
         """Multiply matrices that both depend on the state, the input or the time: products, and their sums."""
-        *rest, a, b = args
+        *added, a, b = args
 
-        def unsqueezed(value, dim):
-            def move(x):
+        def unsqueezed(value: Any, dim: int) -> Any:
+            def move(x: Any) -> AffineNode:
                 return AffineNode.call(torch.unsqueeze, (x, dim), {})
 
             return rearrange(value, move, self._affine) if isinstance(value, Pointwise) else move(value)
@@ -233,9 +238,9 @@ class _Classifier:
         else:
             products = self._fuse("mul", [unsqueezed(a, -1), unsqueezed(b, -3)])  # (…, n, p, q)
             value = AffineNode.call(torch.sum, (self._affine(products), -2), {})
-        return self._combined("add", *rest, value) if rest else value
+        return self._combined("add", added[0], value) if added else value
 
-    def _arithmetic(self, node, name, args, kwargs):
+    def _arithmetic(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
         a, *rest = (_scalar(x) for x in args)
         b = rest[0] if rest else None
         if name == "neg":
@@ -253,14 +258,14 @@ class _Classifier:
             a, b = b, a  # constant times dependent
         return self._combined(name, a, b)
 
-    def _scaled(self, a, factor):
+    def _scaled(self, a: Any, factor: Any) -> Any:
         return self._combined("mul", a, float(factor)) if _depends(a) else a * factor
 
-    def _combined(self, name, a, b):
+    def _combined(self, name: str, a: Any, b: Any) -> Any:
         """Return a sum, or a multiple by a constant: affine, or componentwise for what is componentwise in it."""
         a, b = (self.materialised.get(x, x) if isinstance(x, Pointwise) else x for x in (a, b))
 
-        def as_affine():
+        def as_affine() -> AffineNode:
             operands = [self._affine(x) if _depends(x) else x for x in (a, b)]
             return AffineNode.call(_OPERATORS[name], tuple(operands), {})
 
@@ -275,7 +280,7 @@ class _Classifier:
             return fused  # one stage, that includes the factor or the sum
         return replace(fused, as_affine=as_affine)
 
-    def _componentwise(self, node, name, args, kwargs):
+    def _componentwise(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
         schema = node.target._schema.arguments
         given = {argument.name: value for argument, value in zip(schema, args, strict=False)} | kwargs
         operands, parameters = [], {}
@@ -296,7 +301,7 @@ class _Classifier:
             return operands[0]
         return self._fuse(COMPONENTWISE[name], operands, parameters)
 
-    def _fuse(self, primitive: str, operands: Sequence, parameters=None) -> Pointwise:
+    def _fuse(self, primitive: str, operands: Sequence[Any], parameters: Mapping[str, Any] | None = None) -> Pointwise:
         """Apply a primitive to operands of broadcast shape, as one componentwise function of all their leaves."""
         shape = torch.broadcast_shapes(*(x.shape for x in operands if not isinstance(x, float)))
         prepared = []
@@ -308,7 +313,7 @@ class _Classifier:
             prepared.append(x)
         return fuse(primitive, prepared, shape, parameters)
 
-    def _affine(self, value) -> AffineNode:
+    def _affine(self, value: Any) -> AffineNode:
         """Return the value as an affine node: a componentwise function becomes a stage and its value a source."""
         if isinstance(value, torch.Tensor):
             return AffineNode.constant(value)
@@ -331,12 +336,12 @@ class _Classifier:
         if len(nodes) == 1 and nodes[0] in sources.values():
             return AffineMap(tuple(names), sizes, sps.eye_array(sizes[0], format="csr"), np.zeros(sizes[0]))
         region = RegionOperator(sources, nodes)
-        linear = region
+        linear: Matrix = region
         if region.shape[0] * region.shape[1] <= DENSE_ENTRIES:
             linear = region @ np.eye(region.shape[1]) if names else np.zeros(region.shape)
         return AffineMap(tuple(names), sizes, linear, region.shift)
 
-    def _unsupported(self, node, reason: str) -> UnsupportedOperationError:
+    def _unsupported(self, node: Node, reason: str) -> UnsupportedOperationError:
         place = node.meta.get("stack_trace", "")
         return UnsupportedOperationError(
             f"the ODE function contains '{_name(node.target)}'{place}, which cannot be reduced: {reason}. "
@@ -346,7 +351,7 @@ class _Classifier:
         )
 
 
-def _name(target) -> str:
+def _name(target: Any) -> str:
     if not isinstance(target, torch._ops.OpOverload):
         return getattr(target, "__name__", str(target))
     name = target._schema.name.removeprefix("aten::")
@@ -356,15 +361,15 @@ def _name(target) -> str:
     return {"unsafe_split": "split", "divide": "div", "subtract": "sub", "multiply": "mul"}.get(name, name)
 
 
-def _depends(value) -> bool:
+def _depends(value: Any) -> bool:
     return isinstance(value, AffineNode | Pointwise)
 
 
-def _flat(value) -> list:
+def _flat(value: Any) -> list[Any]:
     return torch.utils._pytree.tree_leaves(value)
 
 
-def _scalar(value):
+def _scalar(value: Any) -> Any:
     """Return numbers, and constant tensors of one element, as floats."""
     if isinstance(value, torch.Tensor) and value.dim() == 0:
         return float(value)

@@ -3,7 +3,9 @@
 Names are those of aten operations without their overload. Whatever is in none of these tables is refused by name.
 """
 
+from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 
@@ -199,7 +201,7 @@ def _variance(x, dim=None, *, correction=None, keepdim=False):
 
 
 #: Operations that are first written in terms of others; NotImplemented leaves them as they are.
-REWRITTEN = {
+REWRITTEN: dict[Any, Callable[..., Any]] = {
     _aten.native_group_norm.default: _group_normalised,
     _aten.native_layer_norm.default: _layer_normalised,
     _aten.native_batch_norm.default: _instance_normalised,
@@ -244,7 +246,7 @@ REFUSED: dict[str, str] = {
 }
 
 
-def _short(operation) -> str:
+def _short(operation: Any) -> str:
     return operation.name().removeprefix("aten::").split(".")[0]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -30,14 +32,19 @@ class Pointwise:
     as_affine: Callable[[], AffineNode] | None = None
 
 
-def expand(node: AffineNode, shape) -> AffineNode:
+def expand(node: AffineNode, shape: Sequence[int]) -> AffineNode:
     """Broadcast a value to a shape."""
     if node.shape == torch.Size(shape):
         return node
     return AffineNode.call(torch.broadcast_to, (node, tuple(shape)), {})
 
 
-def fuse(primitive: str, operands: Sequence[AffineNode | Pointwise | float], shape, parameters=None) -> Pointwise:
+def fuse(
+    primitive: str,
+    operands: Sequence[AffineNode | Pointwise | float],
+    shape: torch.Size,
+    parameters: Mapping[str, Any] | None = None,
+) -> Pointwise:
     """Apply a primitive, as one componentwise function of all leaves of its operands.
 
     Affine operands are broadcast to the shape; componentwise ones have it.
@@ -73,13 +80,11 @@ def rearrange(
     def part(split: AffineNode, i: int) -> AffineNode:
         return AffineNode.call(operator.getitem, (split, i), {})
 
+    def whole_part(i: int) -> AffineNode:
+        return part(move(affine(value)), i)
+
     return [
-        Pointwise(
-            tuple(part(leaf, i) for leaf in moved),
-            value.expression,
-            shape,
-            lambda i=i: part(move(affine(value)), i),
-        )
+        Pointwise(tuple(part(leaf, i) for leaf in moved), value.expression, shape, partial(whole_part, i))
         for i, shape in enumerate(moved[0].shape)
     ]
 
