@@ -256,5 +256,5 @@ def test_unsupported_function():
 def test_diverging_solution():
     layer = ODELayer(lambda t, y: y * y, t=(0.0, 10.0), method="dopri5")
     fom = full_order_model(layer, torch.ones(1, 2, dtype=torch.float64))
-    with pytest.raises(SolverError, match="the ODE solver failed .* the solution grows without bound"):
+    with pytest.raises(SolverError, match=r"the ODE solver failed .* the solution grows without bound"):
         fom.solve(np.ones(2))
