@@ -50,7 +50,9 @@ def run(script: str, *arguments: str, missing: tuple[str, ...] = ()) -> str:
 
 def test_engine_modules_import_without_torch():
     script = "import importlib\nfor name in sys.argv[1:]: importlib.import_module(name)"
-    run(script, *(module_name(path) for path in modules("engine")), missing=TORCH)
+    names = [module_name(path) for path in modules("engine")]
+    assert "torchmor.engine.stages" in names
+    run(script, *names, missing=TORCH)
 
 
 def test_adapters_names_are_lazy():

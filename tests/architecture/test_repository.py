@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from repository import ROOT, modules
+from repository import FOLDERS, ROOT, modules
 
 TARGETS = ("help", "demo", "test", "test-export", "lint", "bench", "clean")
 UNTELLING = {"utils", "util", "helpers", "helper", "core", "misc", "common", "base", "tools"}
@@ -24,6 +24,7 @@ def make(*arguments: str, folder=ROOT) -> str:
 
 
 def test_file_names_tell_their_concept():
+    assert all(modules(folder) for folder in FOLDERS)
     untelling = [path for path in modules() for part in (path.stem, path.parent.name) if part in UNTELLING]
     assert not untelling
 

@@ -102,7 +102,7 @@ def test_compose(n, middle, size, p, k, outer, inner, seed):
     seed=seeds,
 )
 def test_linear_combination(n, size, coefficients, form, seed):
-    chains = [random_chain(seed + i, n, size, form=(*FORMS, form)[i]) for i in range(len(coefficients))]
+    chains = [random_chain(seed + i, n, size, form=(form, *FORMS)[i]) for i in range(len(coefficients))]
     y, u, t = arguments(n)
     chain = linear_combination(chains, coefficients)
     assert_same(chain, sum(c * f(y, u, t) for c, f in zip(coefficients, chains, strict=True)), y, u, t)

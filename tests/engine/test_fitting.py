@@ -146,9 +146,16 @@ def test_weights_that_are_not_negative():
     def residual(matrix, shift):
         return np.linalg.norm(target - matrix @ features - shift[:, None])
 
-    for _ in range(50):
-        other = np.maximum(matrix + 0.05 * rng.normal(size=matrix.shape), 0), np.maximum(shift + 0.05, 0)
-        assert residual(*other) >= residual(matrix, shift)
+    for step in (1e-5, 1e-3, 0.05):
+        for _ in range(50):
+            moved = step * rng.normal(size=matrix.shape), step * rng.normal(size=shift.shape)
+            for sign in (1, -1):
+                other = np.maximum(matrix + sign * moved[0], 0), np.maximum(shift + sign * moved[1], 0)
+                assert residual(*other) >= residual(matrix, shift)
+    left = target - matrix @ features - shift[:, None]
+    for value, slope in ((matrix, left @ features.T), (shift, left.sum(axis=1))):  # what more of each would gain
+        np.testing.assert_allclose(slope[value > 0], 0.0, atol=1e-9)
+        assert np.all(slope < 1e-9)
 
 
 def test_fitted_variances_are_never_negative():

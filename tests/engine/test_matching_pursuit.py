@@ -56,13 +56,17 @@ def test_more_points_start_with_fewer_and_are_distinct():
     assert all(b <= a * (1 + 1e-12) for a, b in pairwise(errors))
 
 
+@pytest.mark.xfail(strict=True, reason="the rounding of a constant row's mean is taken for a row")
 def test_rows_that_tell_nothing_are_not_taken():
     """Constant rows and copies: fewer points come back than were asked for."""
     rng = np.random.default_rng(2)
-    two = rng.normal(size=(2, 60))
-    rows = np.vstack([two, two[:1] * 3, np.ones((2, 60)), two.sum(axis=0, keepdims=True)])
-    points = matching_pursuit(rows, rng.normal(size=(2, 60)), 6)
-    assert len(points) == 2 and np.linalg.matrix_rank(rows[points]) == 2
+    two = rng.normal(size=(2, 60)) + 0.7
+    for constant in (1.0, 0.1, -1e6 / 3):  # the mean of the first is exact, that of the others rounded
+        flat = np.full((2, 60), constant) * [[1.0], [0.3]]
+        rows = np.vstack([flat, two, two[:1] / 3 + constant, two.sum(axis=0, keepdims=True)])
+        points = matching_pursuit(rows, rng.normal(size=(2, 60)), 6)
+        assert len(points) == 2 and set(points).isdisjoint((0, 1))
+        assert np.linalg.matrix_rank(rows[points] - rows[points].mean(axis=1, keepdims=True)) == 2
 
 
 def test_scale_of_rows_does_not_matter():

@@ -51,8 +51,11 @@ def test_weights_that_are_not_negative_keep_all_signs():
     chain = quadratic(SQUARE)
     block = np.abs(chain.stages[1].argument.blocks()["g1"])
     second = Stage("g2", Expression.of("sqrt"), AffineMap.from_blocks({"g1": block}))
-    small = compress_quadratics(StageChain(3, 2, (chain.stages[0], second), AffineMap.from_blocks({"g2": np.eye(2)})))
+    chain = StageChain(3, 2, (chain.stages[0], second), AffineMap.from_blocks({"g2": np.eye(2)}))
+    small = compress_quadratics(chain)
     assert small.stages[0].size == 5
+    y, t = rng.normal(size=(3, 20)), rng.normal(size=20)
+    np.testing.assert_allclose(small(y, None, t), chain(y, None, t), rtol=1e-11, atol=1e-11)
     assert np.all(small.stages[1].argument.linear >= 0)
 
 

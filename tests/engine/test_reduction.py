@@ -86,7 +86,7 @@ def test_almost_full_sizes(tanh_network, selection):
     reduction = SnapshotReductor(fom, rich).reduce(state_dim=15, points=15, selection=selection)
     assert [part.reduced for part in reduction.parts] == [15, 15]
     assert reduction.bases["state"].shape == (16, 15) and reduction.bases["g1"].shape == (16, 15)
-    assert np.isfinite(error(fom, reduction, initial))
+    assert 1e-6 < error(fom, reduction, initial) < 0.3
 
 
 @over_selections
@@ -125,7 +125,7 @@ def test_energy_rule_chooses_the_sizes(layered, rtol, selection):
         assert part.reduced == max(1, np.flatnonzero(tails <= rtol**2 * tails[0])[0])
         assert part.dropped_energy == pytest.approx(tails[part.reduced] / tails[0], rel=1e-3, abs=1e-13)
         assert f"energy_rtol={rtol:g}" in part.why
-    assert error(fom, reduction, initial) < 20 * rtol
+    assert error(fom, reduction, initial) < 4 * rtol
 
 
 def test_result_is_what_it_says(layered):
@@ -311,5 +311,5 @@ def test_balanced_reduction_keeps_its_spectrum_and_offset(layered):
     mean = snapshots.mean(axis=1)
     np.testing.assert_allclose(reduction.reductor.offset.to_numpy()[:, 0], mean, atol=1e-14)
     rule = reductor.reduce(energy_rtol=0.3, basis="balanced", selection="omp", fit="least_squares")
-    squares = rule.singular_values["state"] ** 2
-    assert squares[rule.parts[0].reduced :].sum() <= 0.3**2 * squares.sum()
+    squares, r = rule.singular_values["state"] ** 2, rule.parts[0].reduced
+    assert squares[r:].sum() <= 0.3**2 * squares.sum() < squares[r - 1 :].sum()

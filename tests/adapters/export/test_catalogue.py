@@ -1,16 +1,44 @@
 """Every function of the catalogue, reduced, as .pt2 and ONNX: equal to torch at other batches than the example's."""
 
+import functools
+
 import onnxruntime
 import pytest
 import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from catalogue import FUNCTIONS
 from reduced_entries import arguments_of, reduced_entry
 from torchmor.adapters import export_onnx, export_program
+from torchmor.adapters.export import onnx_file, program_file
+from torchmor.adapters.export.graph import trace
 from torchmor.engine.errors import ExportError
 
 #: ONNX Runtime has no float64 error function.
 WITH_ERF = ("GELU", "convolution in 1d")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_table_of_operators():
+    """torch reads its ONNX functions anew for every file, which is a tenth of the time here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def one_trace(monkeypatch):
+    """Both files of an entry are written from one graph: that of the same layer at the same example."""
+    traced = {}
+
+    def once(module, example):
+        key = tuple((tensor.dtype, tensor.shape) for tensor in example)
+        if key not in traced:
+            traced[key] = trace(module, example)
+        return traced[key]
+
+    for file in (program_file, onnx_file):
+        monkeypatch.setattr(file, "trace", once)
 
 
 def run_onnx(path, arguments):

@@ -498,7 +498,7 @@ class QuadraticOperator(QuadraticFunctional):
 
 def test_too_large_models_are_refused():
     large = NumpyMatrixOperator(sps.eye_array(20_000, format="csc"))
-    with pytest.raises(SizeError, match="reduce"):
+    with pytest.raises(SizeError, match="got one of 20000 × 20000: reduce"):
         to_module(large)
     with pytest.raises(SizeError, match="20000 unknowns: reduce"):
         to_module(explicit_model(operator=large, initial_data=large.source.zeros(1)))

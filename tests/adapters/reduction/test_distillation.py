@@ -78,9 +78,12 @@ def test_catalogue(entry):
     """Inputs, trajectories, several calls: on every network the held-out loss does not grow, and the layer is whole."""
     network, arguments = entry.network(), entry.batch(60)
     small = reduce_network(network, entry.layer, arguments, **entry.sizes)
-    tuned = distill(network, small, arguments, epochs=2)
+    validation = entry.batch(30, seed=1)
+    tuned = distill(network, small, arguments, validation=validation, epochs=2)
     with torch.no_grad():
-        assert tuned(*arguments).shape == small(*arguments).shape
+        before, after, expected = (net(*validation) for net in (small, tuned, network))
+    assert after.shape == before.shape
+    assert (after - expected).norm() <= (before - expected).norm() * (1 + 1e-6)
     assert tuned.get_submodule(entry.layer).explain() == small.get_submodule(entry.layer).explain()
 
 

@@ -186,8 +186,8 @@ def test_reduced_network_is_smaller_near_and_says_so(entry):
     with torch.no_grad():
         value, expected = small(*arguments), network(*arguments)
     assert value.shape == expected.shape and value.dtype == expected.dtype
-    assert (value - expected).norm() < expected.norm()
     explanation = layer_of(small, entry).explain()
+    assert (value - expected).norm() < 2 * explanation.errors["network output"] * expected.norm()
     assert set(explanation.errors) == {"layer output", "network output"}
     assert all(0 < error < 1 for error in explanation.errors.values())
     assert explanation.operations[1] < explanation.operations[0]
@@ -230,7 +230,7 @@ def test_low_precision_agrees_with_float64():
     for dtype in (torch.float32, torch.bfloat16):
         small = reduce_network(copy.deepcopy(network).to(dtype), "ode", x.to(dtype), state_dim=8, points=9)
         error = (small(x.to(dtype)).double() - exact).norm() / exact.norm()
-        assert error < 50 * torch.finfo(dtype).eps
+        assert error < 10 * torch.finfo(dtype).eps
 
 
 def test_frozen_network():

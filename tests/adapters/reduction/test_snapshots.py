@@ -118,7 +118,7 @@ def test_the_network_is_left_as_it_was():
     x, bad = data(), data() / 0
     modes, state = [module.training for module in network.modules()], torch.get_rng_state()
     collect_snapshots(network, "ode", x)
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError, match="batch 0, argument 0"):
         collect_snapshots(network, "ode", bad)
     assert [module.training for module in network.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -145,6 +145,7 @@ def test_thinning_is_deterministic_and_independent_of_the_batch_size():
 def test_thinned_snapshots_are_among_all_of_them():
     network, x = Network(euler(12)), data(50)
     whole, thinned = (collect_snapshots(network, "ode", x, max_snapshots=k) for k in (6000, 101))
+    assert len(whole) == 600 and len(thinned) == 101
     columns = {(s, t): y for s, t, y in zip(whole.sample, whole.t, whole.y.T, strict=True)}
     for s, t, y in zip(thinned.sample, thinned.t, thinned.y.T, strict=True):
         assert np.array_equal(columns[s, t], y)
