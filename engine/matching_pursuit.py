@@ -33,7 +33,8 @@ def matching_pursuit(candidates: np.ndarray, target: np.ndarray, count: int) -> 
     rows = candidates[:, chosen] - candidates[:, chosen].mean(axis=1, keepdims=True)
     products = rows @ (target[:, chosen] - target[:, chosen].mean(axis=1, keepdims=True)).T  # (size, q)
     left = np.sum(rows**2, axis=1)  # ‖g_i‖² of the rows made orthogonal
-    least = left * 1e-10  # below, a row is a combination of those chosen: rounding
+    # below, a row is a combination of those chosen, or a constant whose mean was rounded
+    least = np.maximum(left * 1e-10, 1e-28 * np.sum(candidates[:, chosen] ** 2, axis=1))
     factors = np.zeros((len(rows), min(count, len(rows))))
     points: list[int] = []
     for step in range(factors.shape[1]):

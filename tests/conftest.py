@@ -4,7 +4,6 @@ Tests choose float64 themselves; the default dtype stays as users have it. A tes
 ``gpu`` and is skipped where there is none; one that compiles C++ is marked ``inductor``.
 """
 
-import gc
 import os
 import shutil
 
@@ -16,9 +15,6 @@ import torch
 from pymor.tools.random import new_rng
 
 torch.set_num_threads(1)  # several workers share the cores, and same thread count means same bits
-
-gc.freeze()  # what was imported stays: no need to pass over it again and again
-gc.set_threshold(50_000, 20, 50)
 
 hypothesis.settings.register_profile("torchmor", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("torchmor")

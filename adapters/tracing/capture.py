@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torchmor.adapters.tracing.operations import REWRITTEN
 from torchmor.engine.errors import TorchmorError, UnsupportedOperationError
 
-_LIBRARIES = (*(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__)), "<string>", "<eval_with_key>")
+_FOLDERS = (Path(torch.__file__).parent, Path(__file__).parents[1])  # of torch, and of torchmor.adapters
+_LIBRARIES = (*(f"{folder}{os.sep}" for folder in _FOLDERS), "<string>", "<eval_with_key>")
 
 
 def frozen_copy(f: Callable[..., Any]) -> Callable[..., Any]:

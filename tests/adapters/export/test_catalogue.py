@@ -1,11 +1,8 @@
 """Every function of the catalogue, reduced, as .pt2 and ONNX: equal to torch at other batches than the example's."""
 
-import functools
-
 import onnxruntime
 import pytest
 import torch
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from catalogue import FUNCTIONS
 from reduced_entries import arguments_of, reduced_entry
@@ -16,14 +13,6 @@ from torchmor.engine.errors import ExportError
 
 #: ONNX Runtime has no float64 error function.
 WITH_ERF = ("GELU", "convolution in 1d")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_table_of_operators():
-    """torch reads its ONNX functions anew for every file, which is a tenth of the time here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
-        yield
 
 
 @pytest.fixture(autouse=True)
