@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torchmor.engine.text_table import text_table
+
 
 @dataclass(frozen=True)
 class Part:
@@ -153,15 +155,8 @@ class Explanation:
             "why": [part.why for part in self.parts],
         }
         columns = {name: cells for name, cells in columns.items() if set(cells) - {"", "-"}}
-        widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
-        rows = [dict(zip(columns, columns, strict=True))]
-        rows += [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-        return [
-            "  ".join(
-                cell.rjust(widths[name]) if name in _NUMBERS else cell.ljust(widths[name]) for name, cell in row.items()
-            ).rstrip()
-            for row in rows
-        ]
+        right = [i for i, name in enumerate(columns) if name in _NUMBERS]
+        return text_table([tuple(columns), *zip(*columns.values(), strict=True)], right)
 
     def __str__(self):
         before, after = self.operations
@@ -202,21 +197,15 @@ class Explanation:
         if not self.curve:
             return []
         full = self.curve[0].cost
-        rows = [
-            (
-                f"{trial.sizes}, {trial.solver}",
-                f"{full / trial.cost:.3g}",
-                _short(trial.loss),
-                "chosen" if trial == self.chosen else "",
-            )
-            for trial in self.frontier
-        ]
-        width = max(len(row[0]) for row in rows)
+        rows = [("network", "times less cost", f"loss ({self.metric})")]
+        for trial in self.frontier:
+            mark = "  chosen" if trial == self.chosen else ""
+            gain = f"{full / trial.cost:.3g}"
+            rows.append((f"{trial.sizes}, {trial.solver}", gain, f"{_short(trial.loss):>8}{mark}"))
         return [
             "",
             f"search: {len(self.curve)} networks tried on validation data; those that no other beats:",
-            f"{'network'.ljust(width)}  times less cost  loss ({self.metric})",
-            *(f"{name.ljust(width)}  {gain:>15}  {value:>8}  {mark}".rstrip() for name, gain, value, mark in rows),
+            *text_table(rows, right=[1]),
         ]
 
     __repr__ = __str__

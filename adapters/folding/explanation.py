@@ -10,6 +10,7 @@ from torchmor.adapters.folding.network_graph import operation
 from torchmor.adapters.folding.sampled_encoder import SampledFold
 from torchmor.adapters.networks.cost import Cost
 from torchmor.adapters.tracing.operations import IDENTITY
+from torchmor.engine.text_table import text_table
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,13 @@ class FoldExplanation:
         for part in self.parts:
             numbers = "-" if part.result == "kept" else f"{part.before:,} -> {part.after:,}"
             rows.append((part.layer or "(network)", part.part, part.result, numbers, part.what))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
         (operations, fewer), (written, less) = self.operations, self.written
         return "\n".join(
             [
                 "Folded network, in eval mode: "
                 + ("the same function" if self.exact else "an approximation, by a sampled encoder"),
                 "",
-                *("  ".join([c.ljust(w) for c, w in zip(row, widths, strict=False)] + [row[4]]) for row in rows),
+                *text_table(rows),
                 "",
                 f"whole network: {operations:,} -> {fewer:,} multiply-adds, {written:,} -> {less:,} bytes written, for "
                 "each sample",

@@ -24,6 +24,7 @@ from torchmor.adapters.networks.stand_in import first_parts, solved_block
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import solver_name
 from torchmor.engine.errors import CalibrationError, TorchmorError
+from torchmor.engine.text_table import text_table
 
 #: The share of run time is the median of so many passes.
 TIMED_PASSES = 3
@@ -96,9 +97,7 @@ class FoundLayers(list):
             )
             for one in self
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join(lines + [f"{one.name!r}: {one.obstacle}" for one in self if one.obstacle])
+        return "\n".join(text_table(rows) + [f"{one.name!r}: {one.obstacle}" for one in self if one.obstacle])
 
 
 def find_ode_layers(network: nn.Module, *example: Any) -> list[FoundLayer]:
