@@ -15,11 +15,8 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.solving.runge_kutta import is_fixed_step
-from torchmor.adapters.solving.solve_settings import SolvingLayer
+from torchmor.adapters.solving.solve_settings import OWN_OPTIONS, SolvingLayer
 from torchmor.engine.errors import ExportError, ShapeError
-
-#: Options of a fixed-step method that are solved without torchdiffeq, which cannot be traced.
-OPTIONS = ("step_size", "interp")
 
 
 def exportable(module: nn.Module) -> nn.Module:
@@ -63,10 +60,10 @@ def check_steps(name: str, layer: SolvingLayer) -> None:
             f"on the state, and a graph would repeat those of the example for all; set layer.method = "
             f'"midpoint"; layer.options = {{"step_size": {step:g}}}, and see whether that is accurate enough'
         )
-    unknown = [option for option in layer.options if option not in OPTIONS]
+    unknown = [option for option in layer.options if option not in OWN_OPTIONS]
     if unknown:
         raise ExportError(
-            f"expected ODE layers with the options {' and '.join(OPTIONS)} at most, got {place} with "
+            f"expected ODE layers with the options {' and '.join(OWN_OPTIONS)} at most, got {place} with "
             f"{', '.join(map(repr, unknown))}, which needs torchdiffeq, and that cannot be exported: set "
             f'layer.options = {{"step_size": {step:g}}}'
         )

@@ -205,7 +205,7 @@ class SolveRequest(NamedTuple):
         settings = self.settings
         return (
             is_fixed_step(settings.method)
-            and OWN_OPTIONS.issuperset(settings.options)
+            and not settings.options.keys() - OWN_OPTIONS
             and not settings.adjoint
             and self.time_tensor is None
         )

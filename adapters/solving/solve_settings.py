@@ -16,8 +16,8 @@ FIXED_GRID_METHODS = (*TABLEAUX, "explicit_adams", "implicit_adams", "fixed_adam
 METHODS = (*ADAPTIVE_METHODS, *FIXED_GRID_METHODS, "scipy_solver")
 OUTPUTS = ("final", "trajectory")
 
-#: Options that `solve_fixed_step` understands; with any other the solve goes to torchdiffeq.
-OWN_OPTIONS = {"step_size", "interp"}
+#: Options that `solve_fixed_step` understands; with any other the solve goes to torchdiffeq, which cannot be traced.
+OWN_OPTIONS = ("step_size", "interp")
 
 
 @dataclass(frozen=True)
