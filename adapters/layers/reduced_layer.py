@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -244,7 +245,6 @@ class ReducedODELayer(SolvingLayer):
         self._record = entries
 
     def _recorded(self, name):
-        # an AttributeError inside a property would be reported by nn.Module as a missing attribute of that name
         if self._record is None:
             raise NoRecordError(
                 f"this layer was loaded from a file: it holds the reduced operators only, and no '{name}'; reduce the "
@@ -252,16 +252,9 @@ class ReducedODELayer(SolvingLayer):
             )
         return self._record[name]
 
-    def __getattr__(self, name):
-        if name in (
-            "fom",
-            "bases",
-            "singular_values",
-            "points",
-            "rom",
-        ):  # the property raised: let its own message through
-            return type(self).__dict__[name].fget(self)
-        return super().__getattr__(name)
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(type(self), name, None)  # a property that raised: nn.Module would hide its own message
+        return found.__get__(self) if isinstance(found, property) else super().__getattr__(name)
 
     def __getstate__(self):
         return {**self.__dict__, "_record": None}

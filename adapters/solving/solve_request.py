@@ -205,7 +205,7 @@ class SolveRequest(NamedTuple):
         settings = self.settings
         return (
             is_fixed_step(settings.method)
-            and not settings.options.keys() - OWN_OPTIONS
+            and all(option in OWN_OPTIONS for option in settings.options)
             and not settings.adjoint
             and self.time_tensor is None
         )
