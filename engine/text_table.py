@@ -16,5 +16,6 @@ def text_table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> li
         Indices of the columns that are aligned to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [str.rjust if i in right else str.ljust for i in range(len(widths))]
-    return ["  ".join(put(*cell) for put, *cell in zip(aligned, row, widths, strict=True)).rstrip() for row in rows]
+    signs = [">" if i in right else "<" for i in range(len(widths))]
+    form = "  ".join(f"{{:{sign}{width}}}" for sign, width in zip(signs, widths, strict=True))
+    return [form.format(*row).rstrip() for row in rows]

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +124,8 @@ def trace(module: nn.Module, example: Sequence[Tensor], max_batch: int | None = 
     if max_batch is not None and max_batch < size:
         raise ExportError(f"expected max_batch of at least {size} for this example, got {max_batch}: raise it")
     example = resized(example, size)
-    shapes, batch = ShapesCollection(), Dim("batch", min=1, max=max_batch)
+    shapes: Any = ShapesCollection()  # torch.export takes it, though its types do not say so
+    batch = Dim("batch", min=1, max=max_batch)
     for tensor in example:
         if tensor.ndim:
             shapes[tensor] = {0: batch}
@@ -164,7 +166,7 @@ def quiet() -> Iterator[None]:
             registry.setLevel(level)
 
 
-def suffixed(path: str | os.PathLike, suffix: str) -> Path:
+def suffixed(path: str | os.PathLike[str], suffix: str) -> Path:
     """Return a path that ends in `suffix`.
 
     Raises

@@ -66,7 +66,7 @@ class FoldExplanation:
         """Whether the folded network is the same function, to rounding."""
         return all(part.result != "approximate" for part in self.parts)
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [("layer", "part", "result", "multiply-adds", "merged with, or why not")]
         for part in self.parts:
             numbers = "-" if part.result == "kept" else f"{part.before:,} -> {part.after:,}"
@@ -110,7 +110,9 @@ def describe(folds: AffineFolds, fitted: Mapping[fx.Node, SampledFold]) -> tuple
     return (*parts, *(FoldedPart(name, "both", "kept", whole) for name in folds.graph.closed))
 
 
-def _part(layer: str, part: str, mark: fx.Node, folds: AffineFolds, fitted) -> FoldedPart:
+def _part(
+    layer: str, part: str, mark: fx.Node, folds: AffineFolds, fitted: Mapping[fx.Node, SampledFold]
+) -> FoldedPart:
     for fold in folds.replaced.values():
         if mark in fold.run.nodes:
             what, result = _merged(fold.run, mark, folds), "exact"
