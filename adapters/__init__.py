@@ -5,7 +5,7 @@ pyMOR nor SciPy.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers, who don't see what is imported by name below
     from torchmor.adapters.export.executorch_file import export_executorch
@@ -75,7 +75,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     room = _MODULES.get(name) or _UPWARD.get(name)
     if room is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

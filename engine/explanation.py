@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from torchmor.engine.text_table import text_table
+
 Fate = Literal["reduced", "kept", "absorbed"]
 
 
@@ -169,21 +171,14 @@ class Explanation:
             "full": [f"{part.full:,}" for part in self.parts],
             "reduced": [f"{part.reduced:,}" for part in self.parts],
             "error": [_short(part.error) for part in self.parts],
-            "share": [f"{100 * part.operations / total:.0f} %" if total else "-" for part in self.parts],
+            "share": [f"{100 * (part.operations or 0) / total:.0f} %" if total else "-" for part in self.parts],
             "dropped": [_short(part.dropped_energy) for part in self.parts],
             "constant": [_short(part.constant) for part in self.parts],
             "why": [part.why for part in self.parts],
         }
         columns = {name: cells for name, cells in columns.items() if set(cells) - {"", "-"}}
-        widths = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
-        rows = [dict(zip(columns, columns, strict=True))]
-        rows += [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-        return [
-            "  ".join(
-                cell.rjust(widths[name]) if name in _NUMBERS else cell.ljust(widths[name]) for name, cell in row.items()
-            ).rstrip()
-            for row in rows
-        ]
+        right = [i for i, name in enumerate(columns) if name in _NUMBERS]
+        return text_table([tuple(columns), *zip(*columns.values(), strict=True)], right)
 
     def __str__(self) -> str:
         before, after = self.operations
@@ -224,21 +219,15 @@ class Explanation:
         if not self.curve:
             return []
         full = self.curve[0].cost
-        rows = [
-            (
-                f"{trial.sizes}, {trial.solver}",
-                f"{full / trial.cost:.3g}",
-                _short(trial.loss),
-                "chosen" if trial == self.chosen else "",
-            )
-            for trial in self.frontier
-        ]
-        width = max(len(row[0]) for row in rows)
+        rows = [("network", "times less cost", f"loss ({self.metric})")]
+        for trial in self.frontier:
+            mark = "  chosen" if trial == self.chosen else ""
+            gain = f"{full / trial.cost:.3g}"
+            rows.append((f"{trial.sizes}, {trial.solver}", gain, f"{_short(trial.loss):>8}{mark}"))
         return [
             "",
             f"search: {len(self.curve)} networks tried on validation data; those that no other beats:",
-            f"{'network'.ljust(width)}  times less cost  loss ({self.metric})",
-            *(f"{name.ljust(width)}  {gain:>15}  {value:>8}  {mark}".rstrip() for name, gain, value, mark in rows),
+            *text_table(rows, right=[1]),
         ]
 
     __repr__ = __str__

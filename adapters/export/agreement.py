@@ -36,7 +36,7 @@ class Agreement:
     absolute: float
     relative: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         batches = ", ".join(map(str, self.batches))
         return (
             f"{self.runtime} against torch at batch {batches}: max absolute error {self.absolute:.2g}, "
@@ -90,13 +90,13 @@ def compare(
         if found != wanted:
             raise ExportError(f"expected outputs {wanted} at batch {size}, got {found} from {runtime}: nothing written")
         for value, target in zip(outputs, expected, strict=True):
-            error, scale = _errors(value, target)
-            absolute, relative = max(absolute, error), max(relative, error / scale if error else 0.0)
+            worst, scale = _errors(value, target)
+            absolute, relative = max(absolute, worst), max(relative, worst / scale if worst else 0.0)
             tolerance = TOLERANCES.get(target.dtype, 0.0)
-            if not error <= tolerance * scale:
+            if not worst <= tolerance * scale:
                 raise ExportError(
                     f"expected a relative error of at most {tolerance:.0e} in {runtime} for {target.dtype}, got "
-                    f"{error / scale:.2g} at batch {size}: nothing was written; see which operations differ, or export "
+                    f"{worst / scale:.2g} at batch {size}: nothing was written; see which operations differ, or export "
                     "in another dtype, module.float() or module.double()"
                 )
     return Agreement(runtime, (batch, *others), absolute, relative)

@@ -16,7 +16,7 @@ from torchmor.engine.errors import ExportError, MissingPackageError
 
 
 def export_executorch(
-    module: nn.Module, path: str | os.PathLike, *example: Tensor, max_batch: int = 256, verbose: bool = True
+    module: nn.Module, path: str | os.PathLike[str], *example: Tensor, max_batch: int = 256, verbose: bool = True
 ) -> Agreement:
     """Export a module to an ExecuTorch program with XNNPACK kernels, for any batch up to a largest one.
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,8 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.solving.runge_kutta import is_fixed_step
-from torchmor.adapters.solving.solve_settings import SolvingLayer
+from torchmor.adapters.solving.solve_settings import OWN_OPTIONS, SolvingLayer
 from torchmor.engine.errors import ExportError, ShapeError
-
-#: Options of a fixed-step method that are solved without torchdiffeq, which cannot be traced.
-OPTIONS = ("step_size", "interp")
 
 
 def exportable(module: nn.Module) -> nn.Module:
@@ -63,10 +61,10 @@ def check_steps(name: str, layer: SolvingLayer) -> None:
             f"on the state, and a graph would repeat those of the example for all; set layer.method = "
             f'"midpoint"; layer.options = {{"step_size": {step:g}}}, and see whether that is accurate enough'
         )
-    unknown = [option for option in layer.options if option not in OPTIONS]
+    unknown = [option for option in layer.options if option not in OWN_OPTIONS]
     if unknown:
         raise ExportError(
-            f"expected ODE layers with the options {' and '.join(OPTIONS)} at most, got {place} with "
+            f"expected ODE layers with the options {' and '.join(OWN_OPTIONS)} at most, got {place} with "
             f"{', '.join(map(repr, unknown))}, which needs torchdiffeq, and that cannot be exported: set "
             f'layer.options = {{"step_size": {step:g}}}'
         )
@@ -126,7 +124,8 @@ def trace(module: nn.Module, example: Sequence[Tensor], max_batch: int | None = 
     if max_batch is not None and max_batch < size:
         raise ExportError(f"expected max_batch of at least {size} for this example, got {max_batch}: raise it")
     example = resized(example, size)
-    shapes, batch = ShapesCollection(), Dim("batch", min=1, max=max_batch)
+    shapes: Any = ShapesCollection()  # torch.export takes it, though its types do not say so
+    batch = Dim("batch", min=1, max=max_batch)
     for tensor in example:
         if tensor.ndim:
             shapes[tensor] = {0: batch}
@@ -167,7 +166,7 @@ def quiet() -> Iterator[None]:
             registry.setLevel(level)
 
 
-def suffixed(path: str | os.PathLike, suffix: str) -> Path:
+def suffixed(path: str | os.PathLike[str], suffix: str) -> Path:
     """Return a path that ends in `suffix`.
 
     Raises

@@ -14,7 +14,9 @@ from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.engine.errors import ExportError
 
 
-def export_inductor(module: nn.Module, path: str | os.PathLike, *example: Tensor, verbose: bool = True) -> Agreement:
+def export_inductor(
+    module: nn.Module, path: str | os.PathLike[str], *example: Tensor, verbose: bool = True
+) -> Agreement:
     """Compile a module to an AOTInductor package, for any batch, on the device of its parameters.
 
     Law: ``torch._inductor.aoti_load_package(path)(*arguments)`` equals ``module(*arguments)`` in eval mode. It is

@@ -1,6 +1,9 @@
 """Export to ONNX, checked in ONNX Runtime."""
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,7 @@ from torchmor.engine.errors import ExportError, MissingPackageError
 OPSET = 20
 
 
-def export_onnx(module: nn.Module, path: str | os.PathLike, *example: Tensor, verbose: bool = True) -> Agreement:
+def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Tensor, verbose: bool = True) -> Agreement:
     """Export a module to one ONNX file (opset 20, optimised, weights included), for any batch.
 
     Law: the file in ONNX Runtime equals ``module(*arguments)`` in eval mode. It is checked on the spot, on the CPU, at
@@ -74,11 +77,11 @@ def export_onnx(module: nn.Module, path: str | os.PathLike, *example: Tensor, ve
     return agreement
 
 
-def _write(program: ExportedProgram, path, text: str) -> None:
+def _write(program: ExportedProgram, path: Path, text: str) -> None:
     names = program.graph_signature.user_outputs
     try:
         with torch.no_grad(), quiet():
-            exported = torch.onnx.export(
+            exported: Any = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
@@ -95,7 +98,7 @@ def _write(program: ExportedProgram, path, text: str) -> None:
         ) from error
 
 
-def _name_batch(graph) -> None:
+def _name_batch(graph: Any) -> None:
     """Call the dynamic dimension "batch", where torch.onnx has the name of a symbol."""
     symbols = {length.value for value in graph.inputs for length in value.shape if not isinstance(length, int)}
     for value in (*graph.inputs, *graph.outputs):
@@ -104,7 +107,7 @@ def _name_batch(graph) -> None:
                 value.shape[i] = "batch"
 
 
-def _run(onnxruntime, path, arguments):
+def _run(onnxruntime: Any, path: Path, arguments: Sequence[Tensor]) -> list[Tensor]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors are raised, and warnings are about its own optimisations
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -12,7 +13,7 @@ from torchmor.adapters.layers.chain_module import AffineModule, ChainModule
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 
 
-def export_operators(layer: ReducedODELayer, path: str | os.PathLike) -> None:
+def export_operators(layer: ReducedODELayer, path: str | os.PathLike[str]) -> None:
     """Write the reduced operators to an ``.npz`` or ``.mat`` file, with the equation in words.
 
     The file holds float64 arrays named as in its entry ``equation``: the encoding ``z = E y + e``, for each stage k
@@ -40,14 +41,14 @@ def export_operators(layer: ReducedODELayer, path: str | os.PathLike) -> None:
     entries = operators(layer)
     with atomic_path(path) as temporary:
         if path.suffix == ".npz":
-            np.savez(temporary, **entries)
+            np.savez(temporary, allow_pickle=False, **entries)
         else:
             import scipy.io
 
             scipy.io.savemat(temporary, entries, oned_as="column")
 
 
-def operators(layer: ReducedODELayer) -> dict[str, np.ndarray | str]:
+def operators(layer: ReducedODELayer) -> dict[str, np.ndarray]:
     """Return the entries of the exported file by name."""
     arrays: dict[str, np.ndarray] = {}
     lines = []
@@ -76,7 +77,7 @@ def equation(ode: ChainModule) -> str:
     return "\n".join(_ode_lines(ode, {}))
 
 
-def _ode_lines(ode: ChainModule, arrays: dict) -> list[str]:
+def _ode_lines(ode: ChainModule, arrays: dict[str, np.ndarray]) -> list[str]:
     """Add the matrices of a reduced ODE to the arrays, and return the ODE in words."""
     lines = []
     for k, (expression, argument) in enumerate(zip(ode.expressions, ode.stages, strict=True), start=1):
@@ -88,7 +89,9 @@ def _ode_lines(ode: ChainModule, arrays: dict) -> list[str]:
     return lines
 
 
-def _affine(arrays: dict, module: AffineModule, matrix: str, shift: str, rows=slice(None)) -> str:
+def _affine(
+    arrays: dict[str, np.ndarray], module: AffineModule, matrix: str, shift: str, rows: Any = slice(None)
+) -> str:
     """Add the matrices of an affine map to the arrays, and return the map in words."""
     weight, bias = to_array(module.weight)[rows], to_array(module.bias)[rows]
     terms, start = [], 0

@@ -12,7 +12,9 @@ from torchmor.adapters.export.note import KEY, note
 from torchmor.adapters.layers.atomic import atomic_path
 
 
-def export_program(module: nn.Module, path: str | os.PathLike, *example: Tensor, verbose: bool = True) -> Agreement:
+def export_program(
+    module: nn.Module, path: str | os.PathLike[str], *example: Tensor, verbose: bool = True
+) -> Agreement:
     """Export a module as a torch.export program that runs with torch alone, for any batch.
 
     Law: ``torch.export.load(path).module()(*arguments)`` equals ``module(*arguments)`` in eval mode. It is checked on

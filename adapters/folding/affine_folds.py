@@ -137,7 +137,7 @@ class AffineFolds:
         """The nearest values with a batch axis that a node is computed from, and arguments without; no constants."""
         if node in self.replaced:
             return self.replaced[node].run.sources
-        found, stack = {}, list(self.graph.arguments(node))
+        found, stack = dict[fx.Node, None](), list(self.graph.arguments(node))
         while stack:
             argument = stack.pop()
             if self.graph.depends(argument):

@@ -10,6 +10,7 @@ from torchmor.adapters.folding.network_graph import operation
 from torchmor.adapters.folding.sampled_encoder import SampledFold
 from torchmor.adapters.networks.cost import Cost
 from torchmor.adapters.tracing.operations import IDENTITY
+from torchmor.engine.text_table import text_table
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,18 @@ class FoldExplanation:
         """Whether the folded network is the same function, to rounding."""
         return all(part.result != "approximate" for part in self.parts)
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [("layer", "part", "result", "multiply-adds", "merged with, or why not")]
         for part in self.parts:
             numbers = "-" if part.result == "kept" else f"{part.before:,} -> {part.after:,}"
             rows.append((part.layer or "(network)", part.part, part.result, numbers, part.what))
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
         (operations, fewer), (written, less) = self.operations, self.written
         return "\n".join(
             [
                 "Folded network, in eval mode: "
                 + ("the same function" if self.exact else "an approximation, by a sampled encoder"),
                 "",
-                *("  ".join([c.ljust(w) for c, w in zip(row, widths, strict=False)] + [row[4]]) for row in rows),
+                *text_table(rows),
                 "",
                 f"whole network: {operations:,} -> {fewer:,} multiply-adds, {written:,} -> {less:,} bytes written, for "
                 "each sample",
@@ -110,7 +110,9 @@ def describe(folds: AffineFolds, fitted: Mapping[fx.Node, SampledFold]) -> tuple
     return (*parts, *(FoldedPart(name, "both", "kept", whole) for name in folds.graph.closed))
 
 
-def _part(layer: str, part: str, mark: fx.Node, folds: AffineFolds, fitted) -> FoldedPart:
+def _part(
+    layer: str, part: str, mark: fx.Node, folds: AffineFolds, fitted: Mapping[fx.Node, SampledFold]
+) -> FoldedPart:
     for fold in folds.replaced.values():
         if mark in fold.run.nodes:
             what, result = _merged(fold.run, mark, folds), "exact"

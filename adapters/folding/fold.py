@@ -91,12 +91,12 @@ def fold(small: nn.Module, *example: Any, sampled_encoder: int | None = None) ->
     before = folds.cost()
     fitted = {}
     if sampled_encoder is not None:
-        for call in graph.calls:
-            encoder = call.encode and fit_sampled_encoder(folds, call.encode, example, sampled_encoder)
+        for encode in [call.encode for call in graph.calls if call.encode is not None]:
+            encoder = fit_sampled_encoder(folds, encode, example, sampled_encoder)
             if encoder is not None:
-                fitted[call.encode] = encoder
+                fitted[encode] = encoder
                 if _pays(encoder, folds):
-                    folds.replaced[call.encode] = encoder
+                    folds.replaced[encode] = encoder
     marks = [mark for call in graph.calls for mark in (call.encode, call.decode) if mark is not None]
     folds.fold_all([mark for mark in marks if mark not in folds.replaced])
     after, parts = folds.cost(), describe(folds, fitted)
@@ -139,19 +139,19 @@ def _sampled(graph: NetworkGraph, fold: SampledFold) -> fx.Node:
 
 def _affine(graph: NetworkGraph, fold: Fold) -> fx.Node:
     call = graph.module.graph.call_function
-    axis, shape = graph.batch_axis(fold.run.target), graph.sample_shape(fold.run.target)
+    axis, shape = graph.batch_axis(fold.run.target) or 0, graph.sample_shape(fold.run.target)
     bias = _tensor(graph, "folded_bias", nn.Parameter(fold.bias))
     if not fold.weights:
         batch = call(torch.ops.aten.sym_size.int, (graph.batched_placeholder, 0))
         return call(torch.ops.aten.expand.default, (bias, [batch, *shape]))
-    total = None
+    total: Any = None
     for source, weight in zip(fold.run.sources, fold.weights, strict=True):
         matrix = _tensor(graph, "folded_weight", nn.Parameter(weight))
         if fold.time_axis is not None:
             rows = source  # (times, batch, size)
         elif fold.read_times is not None:
-            times = torch.tensor(fold.read_times, device=weight.device)
-            read = call(torch.index_select, (source, 0, _tensor(graph, "read_times", times)))
+            indices = torch.tensor(fold.read_times, device=weight.device)
+            read = call(torch.index_select, (source, 0, _tensor(graph, "read_times", indices)))
             rows = call(torch.flatten, (call(torch.movedim, (read, 1, 0)), 1))
         else:
             rows = _rows(graph, source)
@@ -190,9 +190,9 @@ def _tensor(graph: NetworkGraph, stem: str, value: Tensor) -> fx.Node:
 def _errors(small: nn.Module, folded: nn.Module, folds: AffineFolds, example: tuple[Any, ...]) -> dict[str, float]:
     """Compare both networks; where encoders were fitted, on the samples that they were not fitted to."""
     encoders = {
-        call.layer: folds.replaced[call.encode]
+        call.layer: encoder
         for call in folds.graph.calls
-        if isinstance(folds.replaced.get(call.encode), SampledFold)
+        if call.encode is not None and isinstance(encoder := folds.replaced.get(call.encode), SampledFold)
     }
     errors, rows, samples = {}, np.arange(folds.graph.samples), "samples of the example"
     for layer, encoder in encoders.items():

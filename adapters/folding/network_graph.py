@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -116,8 +116,8 @@ class NetworkGraph:
 
     def select(self, example: Sequence[Any], rows: np.ndarray) -> tuple[Any, ...]:
         """Return the arguments of some samples of the example, by their indices."""
-        rows = torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        return tuple(tree_map(lambda a: a[rows.to(a.device)] if self._is_batched(a) else a, tuple(example)))
+        indices = torch.from_numpy(np.asarray(rows, dtype=np.int64))
+        return tuple(tree_map(lambda a: a[indices.to(a.device)] if self._is_batched(a) else a, tuple(example)))
 
     def _is_batched(self, argument: Any) -> bool:
         return isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == self.samples
@@ -133,8 +133,10 @@ class NetworkGraph:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             return None
-        axes = [i for i, length in enumerate(value.shape) if isinstance(length, torch.SymInt)]
-        return axes[0] if len(axes) == 1 and value.shape[axes[0]].node.expr == self._batch else None
+        axes = {
+            i: cast(Any, length).node.expr for i, length in enumerate(value.shape) if isinstance(length, torch.SymInt)
+        }
+        return next(iter(axes)) if list(axes.values()) == [self._batch] else None
 
     def sample_shape(self, node: fx.Node) -> tuple[int, ...]:
         """Shape of one sample of a tensor with a batch axis."""
@@ -165,7 +167,11 @@ class NetworkGraph:
     # -- values -------------------------------------------------------------------------------------------------------
 
     def evaluate(
-        self, targets: Sequence[fx.Node], known: Mapping[fx.Node, Any], batch: int, call: Callable | None = None
+        self,
+        targets: Sequence[fx.Node],
+        known: Mapping[fx.Node, Any],
+        batch: int,
+        call: Callable[..., Any] | None = None,
     ) -> list[Any]:
         """Return the values of nodes for known values of others, in a batch of a size.
 
@@ -185,13 +191,14 @@ class NetworkGraph:
                 if argument not in values:  # its shape is read
                     values[argument] = self._zeros(argument, batch)
             args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-            function = self.module.get_submodule(node.target) if node.op == "call_module" else node.target
+            module = node.op == "call_module"
+            function: Any = self.module.get_submodule(str(node.target)) if module else node.target
             values[node] = function(*args, **kwargs) if call is None else call(node, function, args, kwargs)
         return [values[target] for target in targets]
 
     def value(self, node: fx.Node) -> Tensor:
         """Return the tensor that a node reads from the module."""
-        return operator.attrgetter(node.target)(self.module)
+        return operator.attrgetter(str(node.target))(self.module)
 
     def as_function(self, target: fx.Node, sources: Sequence[fx.Node]) -> Callable[[Tensor], Tensor]:
         """Return what takes the values of some nodes to that of another, as a function of rows.
@@ -229,7 +236,7 @@ class NetworkGraph:
         for node in list(self.nodes):
             if node.target is not torch.ops.torchmor.reduced_solve.default:
                 continue
-            z0, u, times, number, _ = node.args
+            z0, u, times, number, _ = cast(Any, node.args)
             name, layer = layers[number]
             kept = isinstance(layer.encode, nn.Identity)
             if number not in names:
@@ -255,7 +262,7 @@ class NetworkGraph:
     def _measure(self, example: tuple[Any, ...]) -> dict[fx.Node, Cost]:
         costs: dict[fx.Node, Cost] = {}
 
-        def call(node, function, args, kwargs):
+        def call(node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             args = tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, args)  # hooks of gradients interfere
             operations, written, value = count(function, *args, **kwargs)
             costs[node] = Cost(operations // _TRACED_SAMPLES, written // _TRACED_SAMPLES)

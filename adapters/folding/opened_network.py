@@ -33,7 +33,7 @@ def reduced_solve(z0: Tensor, u: Tensor | None, times: Sequence[float] | None, l
 
 
 @reduced_solve.register_fake
-def _(z0, u, times, layer, outputs):
+def _(z0: Tensor, u: Tensor | None, times: Sequence[float] | None, layer: int, outputs: int) -> Tensor:
     return z0.new_empty((outputs, *z0.shape) if outputs else z0.shape)
 
 
@@ -44,7 +44,7 @@ class _OpenedLayer(nn.Module):
         super().__init__()
         self.layer, self.number = layer, number
 
-    def forward(self, y0, u=None, t=None):
+    def forward(self, y0: Tensor, u: Any = None, t: Any = None) -> Tensor:
         layer = self.layer
         if (u is not None and not isinstance(u, Tensor)) or isinstance(t, Tensor):
             return self._closed(y0, u, t)
@@ -63,7 +63,7 @@ class _OpenedLayer(nn.Module):
         y = F.linear(z, layer.decode.weight, layer.decode.bias)
         return y.reshape(*z.shape[:-1], *layer.state_shape)
 
-    def _closed(self, y0, u, t):
+    def _closed(self, y0: Tensor, u: Any, t: Any) -> Tensor:
         """Trace the whole layer: a function of t is no argument of an operation."""
         if not is_fixed_step(self.layer.method):
             raise UnsupportedOperationError(

@@ -43,6 +43,8 @@ class SampledEncoder(nn.Module):
         What is computed of them.
     """
 
+    entries: Tensor | None
+
     def __init__(self, entries: Tensor | None, chain: ChainModule):
         super().__init__()
         self.register_buffer("entries", entries)
@@ -115,7 +117,7 @@ def fit_sampled_encoder(folds: AffineFolds, encode: fx.Node, example: Sequence[A
     NonFiniteError
         A state y(0) is not finite.
     """
-    graph, state = folds.graph, encode.args[0]
+    graph, (state, *affine) = folds.graph, encode.all_input_nodes
     if not _behind_nonlinearity(folds, state):
         return None
     count = min(count, graph.size(state))
@@ -130,14 +132,14 @@ def fit_sampled_encoder(folds: AffineFolds, encode: fx.Node, example: Sequence[A
     states = _columns(graph, state, example)
     if not np.isfinite(states).all():
         raise NonFiniteError("expected finite states y(0) of the example, got NaN or infinity: clean the data")
-    weight, bias = (to_array(graph.value(node)) for node in encode.args[1:3])
+    weight, bias = (to_array(graph.value(node)) for node in affine)
     target = weight @ states + bias[:, np.newaxis]
     entries = matching_pursuit(states[:, ~held_out], target[:, ~held_out], count)
     if not len(entries):
         return None  # the state is the same for all samples
     matrix, shift, _ = regress(states[np.ix_(entries, ~held_out)], target[:, ~held_out])
     missed = target[:, held_out] - matrix @ states[np.ix_(entries, held_out)] - shift[:, np.newaxis]
-    error = float(np.linalg.norm(missed) / max(np.linalg.norm(target[:, held_out]), 1e-300))
+    error = float(np.linalg.norm(missed)) / max(float(np.linalg.norm(target[:, held_out])), 1e-300)
 
     found = []
     for run in _runs_to(folds, encode, state):
@@ -145,11 +147,11 @@ def fit_sampled_encoder(folds: AffineFolds, encode: fx.Node, example: Sequence[A
             chain = trace_map(graph.as_function(state, run.sources), folds.example(state, run.sources))
         except UnsupportedOperationError:
             break
-        chain, read = chain.restrict(entries)
+        chain, columns = chain.restrict(entries)
         output = chain.output.project(matrix.T)
         chain = replace(chain, output=replace(output, shift=output.shift + shift))
         item = encode.meta["val"].element_size()
-        chain, read = _reading(chain, read, graph.size(run.sources[0]), item)
+        chain, read = _reading(chain, columns, graph.size(run.sources[0]), item)
         after = _cost(chain, item) if read is None else _cost(chain, item) + Cost(0, item * len(read))
         found.append((run, chain, read, folds.superfluous(run, after), after))
         if after.total > folds.cost().total:

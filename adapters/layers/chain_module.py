@@ -1,6 +1,7 @@
 """A stage chain as a torch module. Torch only: it runs inside reduced layers on machines without pyMOR."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class AffineModule(nn.Module):
         Number of outputs.
     """
 
-    def __init__(self, sources: Mapping[str, int], size: int, dtype=None, device=None):
+    def __init__(self, sources: Mapping[str, int], size: int, dtype: Any = None, device: Any = None):
         super().__init__()
         self.sources = dict(sources)
         self.weight = nn.Parameter(torch.zeros(size, sum(sources.values()), dtype=dtype, device=device))
@@ -53,7 +54,9 @@ class AffineModule(nn.Module):
         The shift: the bias (size,), or (…, size) with the terms of known sources; and pairs (source, matrix) with views
         (size of s, size) of the weight, without sources of size 0.
         """
-        shift, products, start = self.bias, [], 0
+        shift: Tensor = self.bias
+        products: Products = []
+        start = 0
         for source, size in self.sources.items():
             columns = self.weight if len(self.sources) == 1 else self.weight[:, start : start + size]
             start += size
@@ -105,7 +108,7 @@ class ChainModule(nn.Module):
         self.state_size, self.input_size = state_size, input_size
         self.expressions = tuple(expressions)
         *stages, output = (AffineModule(sources, size, dtype, device) for sources, size in maps)
-        self.stages = nn.ModuleList(stages)
+        self.stages: Any = nn.ModuleList(stages)  # of AffineModule
         self.output = output
 
         #: Whether f depends on the input u, and explicitly on the time t.

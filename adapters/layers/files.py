@@ -30,7 +30,7 @@ VERSION = 1
 _KEY = "torchmor"
 
 
-def save(small_or_layer: nn.Module, path: str | os.PathLike) -> None:
+def save(small_or_layer: nn.Module, path: str | os.PathLike[str]) -> None:
     """Save a reduced layer, or a network with reduced layers, to a safetensors file.
 
     The file is written whole or not at all.
@@ -74,7 +74,7 @@ def save(small_or_layer: nn.Module, path: str | os.PathLike) -> None:
         save_file(tensors, temporary, metadata={_KEY: json.dumps(config, allow_nan=False)})
 
 
-def load(path: str | os.PathLike, network: nn.Module | None = None) -> nn.Module:
+def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> nn.Module:
     """Load what `save` has written, on the CPU.
 
     Law: the loaded layer returns the same bits as the saved one.
@@ -99,7 +99,7 @@ def load(path: str | os.PathLike, network: nn.Module | None = None) -> nn.Module
         The file holds several layers, which only a network can place; or the network does not fit the file.
     """
     config, tensors = read(path)
-    layers = {name: build_layer(entry, name, tensors) for name, entry in config["layers"].items()}
+    layers: dict[str, nn.Module] = {name: build_layer(entry, name, tensors) for name, entry in config["layers"].items()}
     if network is None:
         if len(layers) > 1:
             raise UnknownLayerError(
@@ -126,7 +126,7 @@ def load(path: str | os.PathLike, network: nn.Module | None = None) -> nn.Module
     return network
 
 
-def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read and check a file; returns its configuration and tensors.
 
     Raises
@@ -221,9 +221,9 @@ def build_layer(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) ->
     return layer
 
 
-def _block(layer: ReducedODELayer, form: dict[str, Any], name: str, network: nn.Module) -> SolvedBlock:
+def _block(layer: nn.Module, entry: dict[str, Any], name: str, network: nn.Module) -> SolvedBlock:
     """Return the block around a layer, in the place of the network's module of this name."""
-    form = CallForm(**{key: _tupled(value) for key, value in form.items()})
+    form = CallForm(**{key: _tupled(value) for key, value in entry.items()})
     module = dict(network.named_modules(remove_duplicate=False)).get(name)
     return SolvedBlock(layer, form, None if module is None else source_of(module, form))
 

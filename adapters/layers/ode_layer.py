@@ -1,5 +1,7 @@
 """The ODE layer: y' = f(t, y, u) as an nn.Module, solved by torchdiffeq."""
 
+from __future__ import annotations  # compilers would evaluate those of inner functions
+
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,12 +78,13 @@ class ODELayer(SolvingLayer):
         input_times: Sequence[float] | Tensor | None = None,
         interpolation: str = "linear",
     ):
-        super().__init__(SolveSettings(t, method, rtol, atol, options, adjoint, output, input_times, interpolation))
+        given: tuple[Any, ...] = (t, method, rtol, atol, options, adjoint, output, input_times, interpolation)
+        super().__init__(SolveSettings(*given))
         self._arguments, self.input_use = call_convention(func)
         self._observers: list[Observer] = []
         self.func = func
 
-    def forward(self, y0: Tensor, u=None, t: Sequence[float] | Tensor | None = None) -> Tensor:
+    def forward(self, y0: Tensor, u: Any = None, t: Sequence[float] | Tensor | None = None) -> Tensor:
         """Solve the ODE from the state y0.
 
         Parameters
@@ -112,7 +115,7 @@ class ODELayer(SolvingLayer):
             return request.unchanged(y0)
         function = self.function
 
-        def observed(t, y, u):
+        def observed(t: Tensor, y: Tensor, u: Tensor | None) -> Tensor:
             for observer in self._observers:
                 observer(t.detach(), y.detach(), None if u is None else u.detach())
             return function(t, y, u)
@@ -129,7 +132,7 @@ class ODELayer(SolvingLayer):
             raise explained from error
 
     @property
-    def function(self) -> "OdeFunction":
+    def function(self) -> OdeFunction:
         """The ODE function as a module f(t, y, u), whatever arguments func takes."""
         return OdeFunction(self.func, self._arguments)
 
@@ -219,13 +222,13 @@ class OdeFunction(nn.Module):
             )
         return ()
 
-    def _call(self, t, y, u):
+    def _call(self, t: Tensor, y: Tensor, u: Tensor | None) -> Any:
         if self.arguments == 1:
             return self.func(y)
         return self.func(t, y) if u is None else self.func(t, y, u)
 
 
-def _name(func: Callable) -> str:
+def _name(func: Callable[..., Any]) -> str:
     return getattr(func, "__name__", type(func).__name__)
 
 

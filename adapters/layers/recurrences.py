@@ -1,6 +1,7 @@
 """Time-stepping modules ``z_{k+1} = step(z_k) + s_k``. Torch only: they run on machines without pyMOR."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ class Recurrence(nn.Module):
         Of the parameters, which are zero at first.
     """
 
+    times: Tensor
+
     def __init__(
         self,
         times: Sequence[float],
@@ -36,7 +39,7 @@ class Recurrence(nn.Module):
         device: torch.device | str | None = None,
     ):
         super().__init__()
-        kind = {"dtype": dtype, "device": device}
+        kind: dict[str, Any] = {"dtype": dtype, "device": device}
         self.returned = tuple(range(len(times)) if returned is None else returned)
         self.register_buffer("times", torch.tensor(times, **kind))
         self.shift = nn.Parameter(torch.zeros(shifts, size, **kind))
@@ -83,9 +86,9 @@ class LinearRecurrence(Recurrence):
     All parameters are those of :class:`Recurrence`; S is the parameter `step_matrix` (r, r).
     """
 
-    def __init__(self, times, size, shifts=1, returned=None, dtype=None, device=None):
-        super().__init__(times, size, shifts, returned, dtype, device)
-        self.step_matrix = nn.Parameter(torch.zeros(size, size, dtype=dtype, device=device))
+    def __init__(self, times: Sequence[float], size: int, *others: Any, **kind: Any):
+        super().__init__(times, size, *others, **kind)
+        self.step_matrix = nn.Parameter(self.shift.new_zeros(size, size))
 
     def step(self, k: int, z: Tensor) -> Tensor:
         """Return S z_k."""
@@ -105,8 +108,8 @@ class NonlinearRecurrence(Recurrence):
     All other parameters are those of :class:`Recurrence`.
     """
 
-    def __init__(self, increment: nn.Module, times, size, shifts=1, returned=None, dtype=None, device=None):
-        super().__init__(times, size, shifts, returned, dtype, device)
+    def __init__(self, increment: nn.Module, *others: Any, **kind: Any):
+        super().__init__(*others, **kind)
         self.increment = increment
 
     def step(self, k: int, z: Tensor) -> Tensor:

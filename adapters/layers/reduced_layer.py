@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,17 +70,17 @@ class ReducedODELayer(SolvingLayer):
         self.explanation = explanation
         self.usual_distance: float | None = None
         self.on_outside: str | Callable[[Tensor], None] | None = None
-        self._record = None
+        self._record: dict[str, Any] | None = None
         size = 1
         for length in self.state_shape:
             size *= length
-        kind = {"dtype": ode.output.weight.dtype, "device": ode.output.weight.device}
+        kind: dict[str, Any] = {"dtype": ode.output.weight.dtype, "device": ode.output.weight.device}
         keep = state_dim is None
-        self.encode = nn.Identity() if keep else skip_init(nn.Linear, size, state_dim, **kind)
+        self.encode: Any = nn.Identity() if keep else skip_init(nn.Linear, size, state_dim, **kind)
         self.ode = ode
-        self.decode = nn.Identity() if keep else skip_init(nn.Linear, state_dim, size, **kind)
+        self.decode: Any = nn.Identity() if keep else skip_init(nn.Linear, state_dim, size, **kind)
 
-    def forward(self, y0: Tensor, u=None, t: Sequence[float] | Tensor | None = None) -> Tensor:
+    def forward(self, y0: Tensor, u: Any = None, t: Sequence[float] | Tensor | None = None) -> Tensor:
         """Solve the reduced ODE from the state y0.
 
         Parameters
@@ -215,36 +216,35 @@ class ReducedODELayer(SolvingLayer):
         return self.explanation
 
     @property
-    def rom(self):
+    def rom(self) -> Any:
         """The reduced-order model in pyMOR, rebuilt from the layer's current parameters."""
         return adapters.reduced_order_model(self)
 
     @property
-    def fom(self):
+    def fom(self) -> Any:
         """The full-order model in pyMOR."""
         return self._recorded("fom")
 
     @property
-    def bases(self):
+    def bases(self) -> Any:
         """Bases by name: "state" (n, r), and the collateral basis (size, m) of each interpolated stage."""
         return self._recorded("bases")
 
     @property
-    def singular_values(self):
+    def singular_values(self) -> Any:
         """POD singular values by name: of the "state", and of each stage."""
         return self._recorded("singular_values")
 
     @property
-    def points(self):
+    def points(self) -> Any:
         """Evaluated components (m,) of each interpolated stage by name, as indices into the flattened stage."""
         return self._recorded("points")
 
-    def record(self, **entries) -> None:
+    def record(self, **entries: Any) -> None:
         """Keep what the reduction computed beside the operators; it is not saved, pickled or part of the state."""
         self._record = entries
 
-    def _recorded(self, name):
-        # an AttributeError inside a property would be reported by nn.Module as a missing attribute of that name
+    def _recorded(self, name: str) -> Any:
         if self._record is None:
             raise NoRecordError(
                 f"this layer was loaded from a file: it holds the reduced operators only, and no '{name}'; reduce the "
@@ -252,21 +252,14 @@ class ReducedODELayer(SolvingLayer):
             )
         return self._record[name]
 
-    def __getattr__(self, name):
-        if name in (
-            "fom",
-            "bases",
-            "singular_values",
-            "points",
-            "rom",
-        ):  # the property raised: let its own message through
-            return type(self).__dict__[name].fget(self)
-        return super().__getattr__(name)
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(type(self), name, None)  # a property that raised: nn.Module would hide its own message
+        return found.__get__(self) if isinstance(found, property) else super().__getattr__(name)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_record": None}
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ReducedODELayer":
         clone = type(self).__new__(type(self))
         memo[id(self)] = clone
         clone.__dict__.update(copy.deepcopy(self.__getstate__(), memo), _record=self._record)

@@ -1,6 +1,7 @@
 """A module around an ODE layer, in the place of a module that solved an ODE itself."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmor.engine.errors import InputError
+from torchmor.engine.explanation import Explanation
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class CallForm:
     @property
     def plain(self) -> bool:
         """Whether an ODE layer alone, called with the state, does all of it."""
-        given = {"constants": self.constants, "times_kept": self.times_kept}
+        given: dict[str, Any] = {"constants": self.constants, "times_kept": self.times_kept}
         alone = self == CallForm(self.parameters, self.state, self.t, **given)
         return alone and self.state == self.parameters[0] and self.times_kept in (-1, None)
 
@@ -89,13 +91,15 @@ class SolvedBlock(nn.Module):
         looked up there, so that the surrounding code can go on to use them, and to set the input.
     """
 
+    layer: Any  # an ODE layer, full or reduced
+
     def __init__(self, layer: nn.Module, form: CallForm, source: nn.Module | None = None):
         super().__init__()
         self.form = form
         self.layer = layer
         self.source = source
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module returned.
 
         Raises
@@ -124,8 +128,8 @@ class SolvedBlock(nn.Module):
         states = states if form.axes is None else states.permute(form.axes)
         if not form.times_returned:
             return states
-        times = form.t if t is None else t
-        return form.times_returned * torch.as_tensor(times, dtype=y0.dtype, device=y0.device), states
+        returned = form.t if t is None else t
+        return form.times_returned * torch.as_tensor(returned, dtype=y0.dtype, device=y0.device), states
 
     def _check(self, given: dict[str, Any], count: int) -> None:
         form = self.form
@@ -144,7 +148,7 @@ class SolvedBlock(nn.Module):
                     f"{name}={given[name]!r}: reduce the network on data that is called with this, too"
                 )
 
-    def _input(self, given: dict[str, Any]):
+    def _input(self, given: dict[str, Any]) -> Any:
         if self.form.input is not None:
             u = given[self.form.input]
         elif self.form.input_attribute is not None:
@@ -153,11 +157,11 @@ class SolvedBlock(nn.Module):
             return None
         return (lambda t: u) if isinstance(u, Tensor) else u
 
-    def explain(self):
+    def explain(self) -> Explanation:
         """Return what was reduced in the layer."""
         return self.layer.explain()
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -166,7 +170,7 @@ class SolvedBlock(nn.Module):
                 raise
             return getattr(source, name)
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         source = self._modules.get("source") if "_modules" in self.__dict__ else None
         own = name.startswith("_") or name in ("form", "layer", "source", "training")
         if source is not None and not own and hasattr(source, name):
@@ -198,7 +202,7 @@ class AttributeFunction(nn.Module):
         How many of (t, y) the function takes.
     """
 
-    def __init__(self, func, owner: Any, attribute: str, constant: bool, arguments: int):
+    def __init__(self, func: Callable[..., Tensor], owner: Any, attribute: str, constant: bool, arguments: int):
         super().__init__()
         self.func = func
         self.__dict__["owner"] = owner  # it may hold this function in turn

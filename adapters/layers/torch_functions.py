@@ -4,18 +4,21 @@ Torch only, no host synchronisation, no control flow on data: usable under torch
 any device and in any floating dtype. Derivatives are those of autograd.
 """
 
+from __future__ import annotations  # compilers would evaluate those of inner functions
+
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def _of_tensors(function: Callable[[Tensor, Tensor], Tensor]) -> Callable:
+def _of_tensors(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
     """The function for two tensors, or a tensor and a number in either order."""
 
-    def function_of_tensors(a: Tensor | float, b: Tensor | float) -> Tensor:
+    def function_of_tensors(a: Any, b: Any) -> Tensor:
         if not isinstance(a, Tensor):
             a = b.new_full((), a)
         elif not isinstance(b, Tensor):
@@ -40,7 +43,7 @@ def _prelu(x: Tensor, weight: Tensor) -> Tensor:
 
 
 #: Values of the primitives: name -> f(*operands, **parameters); operands are tensors and Python floats.
-TORCH_FUNCTIONS: dict[str, Callable] = {
+TORCH_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "identity": lambda x: x,
     "neg": torch.neg,
     "reciprocal": torch.reciprocal,
@@ -114,7 +117,7 @@ TORCH_FUNCTIONS: dict[str, Callable] = {
 }
 
 
-def exact_functions(constant: Callable[[float], float | Tensor]) -> dict[str, Callable]:
+def exact_functions(constant: Callable[[float], float | Tensor]) -> dict[str, Callable[..., Any]]:
     """Return `TORCH_FUNCTIONS` with the constants among their operands, and bounds to clamp by, as tensors.
 
     Law: the values are the same. It serves exporters that round Python's numbers. Other parameters (slopes and the
@@ -126,10 +129,10 @@ def exact_functions(constant: Callable[[float], float | Tensor]) -> dict[str, Ca
         Number → the number as a tensor.
     """
 
-    def kept(operand):
+    def kept(operand: Any) -> Any:
         return constant(operand) if isinstance(operand, float) else operand
 
-    def exact(function):
+    def exact(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *operands, **parameters: function(*map(kept, operands), **parameters)
 
     functions = {name: exact(function) for name, function in TORCH_FUNCTIONS.items()}

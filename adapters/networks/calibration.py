@@ -43,7 +43,7 @@ class Batch:
         """Return the batch of the samples where the mask `rows` (size,) is true."""
         kept = torch.from_numpy(np.flatnonzero(rows))
 
-        def part(argument):
+        def part(argument: Any) -> Any:
             return argument[kept.to(argument.device)] if _batch_size(argument) == self.size else argument
 
         return Batch(tuple(map(part, self.arguments)), self.samples[rows], self.index)
@@ -84,7 +84,7 @@ class Calibration:
     seed: int = 0
     mask: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         data = self.data
         if self.batch_size < 1:
             raise CalibrationError(f"expected batch_size to be at least 1, got {self.batch_size}")
@@ -212,11 +212,11 @@ class _RandomState:
     def __init__(self, seed: int):
         self._own = torch.Generator().manual_seed(seed).get_state()
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._outer = torch.get_rng_state()
         torch.set_rng_state(self._own)
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._own = torch.get_rng_state()
         torch.set_rng_state(self._outer)
 

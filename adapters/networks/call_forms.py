@@ -95,15 +95,17 @@ def _arguments(call: ModuleCall) -> dict[str, Any]:
     return found
 
 
-def _state(name, tensors, arguments, solves) -> tuple[str, int]:
+def _state(
+    name: str, tensors: Sequence[str], arguments: Sequence[dict[str, Any]], solves: Sequence[SolveCall]
+) -> tuple[str, int]:
     """Return the argument that is the initial state, and how many zeros are appended to it."""
     for key in tensors:
         if all(same(given[key], solve.y0) for given, solve in zip(arguments, solves, strict=True)):
             return key, 0
     for key in tensors:
         zeros = {_zeros_appended(given[key], solve.y0) for given, solve in zip(arguments, solves, strict=True)}
-        if len(zeros) == 1 and None not in zeros:
-            return key, zeros.pop()
+        if len(zeros) == 1 and (appended := zeros.pop()) is not None:
+            return key, appended
     shapes = ", ".join(f"{key} {tuple(arguments[0][key].shape)}" for key in tensors)
     raise UnsupportedOperationError(
         f"expected a module whose argument is the initial state, with zeros appended at most, got {name!r}, which "
@@ -121,7 +123,9 @@ def _zeros_appended(x: Tensor, y0: Tensor) -> int | None:
     return rest.shape[1] if torch.equal(kept, x) and not rest.any() else None
 
 
-def _times(others, arguments, solves) -> tuple[str, ...] | None:
+def _times(
+    others: Sequence[str], arguments: Sequence[dict[str, Any]], solves: Sequence[SolveCall]
+) -> tuple[str, ...] | None:
     """Return the arguments that are the times: one, or two that are its ends."""
     for count in (1, 2):
         for keys in itertools.permutations(others, count):

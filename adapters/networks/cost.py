@@ -24,7 +24,7 @@ def run_cost(layer: nn.Module, y0: Tensor, *others: Any) -> float:
     return (operations + OPERATIONS_PER_BYTE * written) / len(y0)
 
 
-def count(function: Callable, *arguments: Any, **keywords: Any) -> tuple[int, int, Any]:
+def count(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> tuple[int, int, Any]:
     """Call a function; return multiply–adds, bytes written, and its value."""
     with torch.no_grad(), _BytesWritten() as written, FlopCounterMode(display=False) as counter:
         value = function(*arguments, **keywords)
@@ -34,11 +34,11 @@ def count(function: Callable, *arguments: Any, **keywords: Any) -> tuple[int, in
 class _BytesWritten(TorchDispatchMode):
     """Counts the bytes of all results that are not views."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch has no type for it
         self.bytes = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
             for value in result if isinstance(result, tuple | list) else (result,):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -24,6 +24,7 @@ from torchmor.adapters.networks.stand_in import first_parts, solved_block
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import solver_name
 from torchmor.engine.errors import CalibrationError, TorchmorError
+from torchmor.engine.text_table import text_table
 
 #: The share of run time is the median of so many passes.
 TIMED_PASSES = 3
@@ -72,14 +73,14 @@ class FoundLayer:
         """Whether `reduce_network` takes it as it is."""
         return not self.obstacle
 
-    def __str__(self):
+    def __str__(self) -> str:
         return str(FoundLayers([self]))
 
 
-class FoundLayers(list):
+class FoundLayers(list[FoundLayer]):
     """A list of :class:`FoundLayer` that prints as a table."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         if not self:
             return "no module solves an ODE with torchdiffeq, torchdyn or ODELayer on these arguments"
         rows = [_HEADINGS] + [
@@ -96,9 +97,7 @@ class FoundLayers(list):
             )
             for one in self
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join(lines + [f"{one.name!r}: {one.obstacle}" for one in self if one.obstacle])
+        return "\n".join(text_table(rows) + [f"{one.name!r}: {one.obstacle}" for one in self if one.obstacle])
 
 
 def find_ode_layers(network: nn.Module, *example: Any) -> list[FoundLayer]:
@@ -150,7 +149,7 @@ def _evaluations(calls: Sequence[ModuleCall], name: str) -> int:
     return sum(solve.evaluations for call in calls if call.name == name for solve in call.solves)
 
 
-def _time_shares(network: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, float]:
+def _time_shares(network: nn.Module, batch: Batch, names: Collection[str]) -> dict[str, float]:
     shares: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(TIMED_PASSES if names else 0):
         with watched(network, shares) as calls:
@@ -197,7 +196,7 @@ def _trace(layer: ODELayer, module: nn.Module, call: ModuleCall) -> None:
     """Trace the ODE function at the first states that the solver takes."""
     seen: list[tuple[Tensor, Tensor | None]] = []
 
-    def observe(t, y, u):
+    def observe(t: Tensor, y: Tensor, u: Tensor | None) -> None:
         if not seen:
             seen.append((y[:4].clone(), None if u is None else u[:4].clone()))
 

@@ -4,7 +4,6 @@ import functools
 import inspect
 import threading
 import time
-import types
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from torchmor.adapters.networks import torchdyn_layers
-
-_one_watcher = threading.Lock()
+from torchmor.adapters.networks.interception import intercepted
 
 
 @dataclass(eq=False)
@@ -50,7 +48,7 @@ class SolveCall:
         Whether torchdiffeq with these settings does the same operations, rather than something near.
     """
 
-    func: Callable
+    func: Callable[..., Any]
     y0: Any
     t: Tensor
     method: str
@@ -115,38 +113,65 @@ def watched(
     input_attribute
         Name of a module, and path of its attribute whose value is kept with each solve.
     """
-    found: list[ModuleCall] = []
-    running: list[ModuleCall] = []
-    thread, solving = threading.get_ident(), False
+    watcher, hooks = _Watcher(names is None, input_attribute), []
+    try:
+        for name, module in network.named_modules():
+            if names is None or name in names:
+                entered = functools.partial(watcher.entered, name)
+                hooks.append(module.register_forward_pre_hook(entered, with_kwargs=True))
+                hooks.append(module.register_forward_hook(watcher.left, with_kwargs=True, always_call=True))
+        with intercepted(watcher.solve):
+            yield watcher.found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
-    def kept(values):
-        return tree_map_only(Tensor, lambda value: value.detach().clone(), values) if names is None else values
 
-    def entered(name, module, args, kwargs):
-        if threading.get_ident() == thread and not solving:
-            running.append(ModuleCall(name, module, kept(args), kept(kwargs), started=now()))
+class _Watcher:
+    """What hooks of modules and solvers in one thread report to; `found` lists the calls with solves that returned."""
+
+    def __init__(self, copies: bool, input_attribute: tuple[str, str] | None):
+        self.found: list[ModuleCall] = []
+        self._running: list[ModuleCall] = []
+        self._solving = False
+        self._thread = threading.get_ident()
+        self._copies, self._input_attribute = copies, input_attribute
+
+    @property
+    def _looks(self) -> bool:
+        """Whether what happens is in the network's thread, and not inside an ODE function."""
+        return threading.get_ident() == self._thread and not self._solving
+
+    def _kept(self, values: Any) -> Any:
+        return tree_map_only(Tensor, lambda value: value.detach().clone(), values) if self._copies else values
+
+    def entered(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note that a call of a module begins."""
+        if self._looks:
+            self._running.append(ModuleCall(name, module, self._kept(args), self._kept(kwargs), started=now()))
             if torchdyn_layers.is_neural_ode(module):
-                running[-1].evaluations = torchdyn_layers.evaluations(module)
+                self._running[-1].evaluations = torchdyn_layers.evaluations(module)
 
-    def left(module, args, kwargs, output):
-        if threading.get_ident() != thread or solving or not running or running[-1].module is not module:
+    def left(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Note that a call of a module ends."""
+        if not self._looks or not self._running or self._running[-1].module is not module:
             return
-        call = running.pop()
+        call = self._running.pop()
         if torchdyn_layers.is_neural_ode(module) and output is not None:
             done = torchdyn_layers.evaluations(module) - call.evaluations
             solved = torchdyn_layers.solve(module, call.args, call.kwargs, output)
             call.solves = [SolveCall(**solved, evaluations=done, seconds=now() - call.started)]
         if call.solves:
-            call.output = kept(output)
-            found.append(call)
+            call.output = self._kept(output)
+            self.found.append(call)
 
-    def solve(solver, original, args, kwargs):
-        nonlocal solving
-        if threading.get_ident() != thread or solving or not running:
+    def solve(self, solver: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Solve, and note it with the innermost call that is running."""
+        if not self._looks or not self._running:
             return original(*args, **kwargs)
         bound = inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()
-        given = bound.arguments
+        given, caller = bound.arguments, self._running[-1]
         y0 = given["y0"]
         call = SolveCall(
             func=given["func"],
@@ -159,76 +184,31 @@ def watched(
             adjoint=solver == "odeint_adjoint",
             event=given["event_fn"] is not None,
         )
-        if input_attribute is not None and input_attribute[0] == running[-1].name:
+        if self._input_attribute is not None and self._input_attribute[0] == caller.name:
             try:
-                call.input = attrgetter(input_attribute[1])(running[-1].module)
+                call.input = attrgetter(self._input_attribute[1])(caller.module)
             except AttributeError as error:
                 call.input = error
-        running[-1].solves.append(call)
-        solving = True
+        caller.solves.append(call)
+        self._solving = True
         try:
             with _counted(call) as given["func"]:
                 started = now()
                 states = original(*bound.args, **bound.kwargs)
                 call.seconds = now() - started
         finally:
-            solving = False
+            self._solving = False
         call.states = states.detach().clone() if isinstance(states, Tensor) else states
         return states
 
-    hooks = []
-    try:
-        for name, module in network.named_modules():
-            if names is None or name in names:
-                hooks.append(module.register_forward_pre_hook(functools.partial(entered, name), with_kwargs=True))
-                hooks.append(module.register_forward_hook(left, with_kwargs=True, always_call=True))
-        with _intercepted(solve):
-            yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
 
 @contextmanager
-def _intercepted(handle: Callable) -> Iterator[None]:
-    """Call ``handle(name, original, args, kwargs)`` instead of torchdiffeq's solvers, while the context lasts.
-
-    Their code is exchanged, not their names: a caller may hold them under any name, in a closure or a default argument.
-    """
-    import torchdiffeq
-
-    with _one_watcher:
-        solvers = [torchdiffeq.odeint, torchdiffeq.odeint_adjoint]
-        codes = [solver.__code__ for solver in solvers]
-        keys = [f"_torchmor_{solver.__name__}" for solver in solvers]
-        try:
-            for solver, code, key in zip(solvers, codes, keys, strict=True):
-                original = types.FunctionType(code, solver.__globals__, solver.__name__, solver.__defaults__)
-                original.__kwdefaults__ = solver.__kwdefaults__
-                solver.__globals__[key] = functools.partial(_handled, handle, solver.__name__, original)
-                solver.__code__ = _detour.__code__.replace(co_names=(key,), co_name=solver.__name__)
-            yield
-        finally:
-            for solver, code, key in zip(solvers, codes, keys, strict=True):
-                solver.__code__ = code
-                solver.__globals__.pop(key, None)
-
-
-def _detour(*args, **kwargs):
-    return _torchmor_detour(*args, **kwargs)  # noqa: F821 - replaced by a name among torchdiffeq's own
-
-
-def _handled(handle, name, original, *args, **kwargs):
-    return handle(name, original, args, kwargs)
-
-
-@contextmanager
-def _counted(call: SolveCall) -> Iterator[Callable]:
+def _counted(call: SolveCall) -> Iterator[Callable[..., Any]]:
     """Count evaluations of the ODE function; yields what is to be called in its place."""
     func = call.func
     if isinstance(func, nn.Module):
 
-        def count(module, args):
+        def count(module: nn.Module, args: Any) -> None:
             call.evaluations += 1
 
         hook = func.register_forward_pre_hook(count)
@@ -246,11 +226,11 @@ class _Counted:
     def __init__(self, call: SolveCall):
         self._call = call
 
-    def __call__(self, t, y):
+    def __call__(self, t: Tensor, y: Any) -> Any:
         self._call.evaluations += 1
         return self._call.func(t, y)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._call.func, name)
 
 

@@ -209,7 +209,7 @@ def _check(name: str, call: ModuleCall) -> None:
 # -- the ODE function -----------------------------------------------------------------------------------------------
 
 
-def _acts_on_rows(func: Callable, solve: SolveCall) -> bool:
+def _acts_on_rows(func: Callable[..., Any], solve: SolveCall) -> bool:
     """Whether f acts on the last dimension of a state (samples, trajectories, size) alone."""
     y0 = solve.y0
     if y0.ndim != 3:
@@ -228,7 +228,7 @@ def _acts_on_rows(func: Callable, solve: SolveCall) -> bool:
     return bool(torch.allclose(values[0].flatten(0, 1), values[1], rtol=tolerance, atol=tolerance))
 
 
-def _attribute_function(module: nn.Module, func: Callable, path: str, value: Any) -> AttributeFunction:
+def _attribute_function(module: nn.Module, func: Callable[..., Any], path: str, value: Any) -> AttributeFunction:
     parent, _, attribute = path.rpartition(".")
     owner = attrgetter(parent)(module) if parent else module
     return AttributeFunction(func, owner, attribute, isinstance(value, Tensor), call_convention(func)[0])

@@ -74,7 +74,7 @@ def choices(state_dim: Any, points: Any, chain: StageChain) -> Iterator[tuple[An
             if {r, *of_each} == {"full"}:
                 continue
             evaluated = sum(
-                stage.size if one == "full" else min(one, stage.size)
+                min(one, stage.size) if isinstance(one, int) else stage.size
                 for stage, one in zip(chain.stages, of_each, strict=True)
                 if stage.name not in absorbed
             )

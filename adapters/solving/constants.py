@@ -2,12 +2,15 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 
-def remembered(function: Callable) -> Callable:
+
+def remembered(function: Callable[..., T]) -> Callable[..., T]:
     """Keep what a function of hashable constants returned, for the next call with the same ones.
 
     Law: ``remembered(f)(*arguments) == f(*arguments)`` for f without side effects. While a compiler or exporter traces
@@ -16,7 +19,7 @@ def remembered(function: Callable) -> Callable:
     cached = functools.lru_cache(maxsize=256)(function)
 
     @functools.wraps(function)
-    def call(*arguments):
+    def call(*arguments: Any) -> T:
         return function(*arguments) if torch.compiler.is_compiling() else cached(*arguments)
 
     return call
@@ -35,7 +38,7 @@ class Constants:
 
     def __init__(self, like: Tensor):
         self._as_tensors = torch.compiler.is_exporting()
-        self._kind = {"dtype": like.dtype, "device": like.device}
+        self._kind: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         self._tensors: dict[float, Tensor] = {}
 
     def __call__(self, number: float) -> float | Tensor:

@@ -1,8 +1,10 @@
 """Fixed-step solves in torch alone: explicit Runge–Kutta methods, unrolled."""
 
+from __future__ import annotations  # compilers would evaluate those of inner functions
+
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,7 +68,7 @@ def solve_fixed_step(
     Tensor (len(t), batch, …), or (batch, …) with `final`.
     """
 
-    def slopes(times):
+    def slopes(times: Sequence[float]) -> list[Any]:
         now = instants(times, y0).unbind()
         if signal is None:
             return [partial(f, s) for s in now]
@@ -145,7 +147,8 @@ def _plan(t: tuple[float, ...], tableau: ButcherTableau, step_size: float | None
     def terms(h: float, weights: Sequence[float]) -> tuple[tuple[int, float], ...]:
         return tuple([(j, h * weight) for j, weight in enumerate(weights) if weight])
 
-    steps, times = [], []
+    steps: list[_PlannedStep] = []
+    times: list[float] = []
     for step in plan_steps(t, tableau, step_size):
         end_slope = cubic and any(0 < x < 1 for x in step.outputs)
         rows = tuple([terms(step.size, row) for row in tableau.a])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,7 +163,9 @@ def _knots(times: tuple[float, ...], dtype: torch.dtype) -> tuple[float, ...]:
 
 
 @remembered
-def _places(times: tuple[float, ...], sign: float, knots: tuple[float, ...], interpolation: str, dtype: torch.dtype):
+def _places(
+    times: tuple[float, ...], sign: float, knots: tuple[float, ...], interpolation: str, dtype: torch.dtype
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Rows and weights of :func:`_place` at several times."""
     places = [_place(round_to(sign * time, dtype), knots, interpolation) for time in times]
     return tuple([row for row, _ in places]), tuple([weight for _, weight in places])
@@ -189,7 +192,7 @@ def _bisect_right(knots: tuple[float, ...], s: float) -> int:
 Signal = CallableSignal | SampledSignal
 
 
-def input_signal(u, times: Sequence[float], interpolation: str, y0: Tensor) -> Signal:
+def input_signal(u: Any, times: Sequence[float], interpolation: str, y0: Tensor) -> Signal:
     """Turn the argument u of an ODE layer into a function of t.
 
     Parameters
@@ -241,7 +244,7 @@ def input_signal(u, times: Sequence[float], interpolation: str, y0: Tensor) -> S
     return SampledSignal(u, times, interpolation)
 
 
-def _check_kind(value: Tensor, like: Tensor, name: str):
+def _check_kind(value: Tensor, like: Tensor, name: str) -> None:
     if value.dtype != like.dtype:
         raise DtypeError(
             f"expected {name} of the state's dtype {like.dtype}, got {value.dtype}: use {name}.to(y0.dtype)"

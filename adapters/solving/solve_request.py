@@ -3,6 +3,8 @@
 Fixed-step solves of reduced layers need torch only; torchdiffeq is imported when it is called.
 """
 
+from __future__ import annotations  # compilers would evaluate those of inner functions
+
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +37,9 @@ class SolveRequest(NamedTuple):
     signal: Signal | None
 
     @classmethod
-    def of(cls, settings: SolveSettings, y0: Tensor, u=None, t=None, *, input_use: str = "none") -> "SolveRequest":
+    def of(
+        cls, settings: SolveSettings, y0: Tensor, u: Any = None, t: Any = None, *, input_use: str = "none"
+    ) -> SolveRequest:
         """Check the arguments of one call of a layer.
 
         Parameters
@@ -122,7 +126,7 @@ class SolveRequest(NamedTuple):
             rhs = f if signal is not None else lambda t, y: f(t, y, None)
             return solve_fixed_step(rhs, y0, self.times, tableau, **options, signal=signal, final=self._final)
 
-        def along(times):
+        def along(times: Sequence[float]) -> Sequence[Slope]:
             return slopes(times, None if signal is None else signal.along(times, y0), y0)
 
         return integrate(along, y0, self.times, tableau, **options, final=self._final)
@@ -167,7 +171,7 @@ class SolveRequest(NamedTuple):
             return self.solve(f, y0)
         import torchdiffeq
 
-        def rhs(t, y):
+        def rhs(t: Tensor, y: Tensor) -> Tensor:
             return f(t, y, None if signal is None else signal(t))
 
         for name in _CALLBACKS:
@@ -205,7 +209,7 @@ class SolveRequest(NamedTuple):
         settings = self.settings
         return (
             is_fixed_step(settings.method)
-            and OWN_OPTIONS.issuperset(settings.options)
+            and all(option in OWN_OPTIONS for option in settings.options)
             and not settings.adjoint
             and self.time_tensor is None
         )
@@ -225,7 +229,7 @@ class SolveRequest(NamedTuple):
 
         # torchdiffeq refuses a time that comes twice, and steps needlessly between times that differ by
         # rounding
-        def others(name):
+        def others(name: str) -> list[float]:
             return [s for s in options.pop(name, None) or () if all(abs(s - jump) > close for jump in jumps)]
 
         jumps = sorted(jumps + others("jump_t"))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +16,8 @@ FIXED_GRID_METHODS = (*TABLEAUX, "explicit_adams", "implicit_adams", "fixed_adam
 METHODS = (*ADAPTIVE_METHODS, *FIXED_GRID_METHODS, "scipy_solver")
 OUTPUTS = ("final", "trajectory")
 
-#: Options that `solve_fixed_step` understands; with any other the solve goes to torchdiffeq.
-OWN_OPTIONS = {"step_size", "interp"}
+#: Options that `solve_fixed_step` understands; with any other the solve goes to torchdiffeq, which cannot be traced.
+OWN_OPTIONS = ("step_size", "interp")
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class SolveSettings:
     method: str = "dopri5"
     rtol: float = 1e-3
     atol: float = 1e-3
-    options: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     adjoint: bool = False
     output: str = "final"
     input_times: tuple[float, ...] | None = None
     interpolation: str = "linear"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choices = {"method": METHODS, "output": OUTPUTS, "interpolation": INTERPOLATIONS}
         for name, allowed in choices.items():
             value = getattr(self, name)
@@ -86,8 +86,8 @@ class SolveSettings:
         for name, value in plain.items():
             object.__setattr__(self, name, value)
 
-    def __str__(self):
-        shown = {"t": self.t, "method": self.method}
+    def __str__(self) -> str:
+        shown: dict[str, Any] = {"t": self.t, "method": self.method}
         if self.method not in TABLEAUX:
             shown |= {"rtol": self.rtol, "atol": self.atol}
         if self.options:
@@ -98,8 +98,8 @@ class SolveSettings:
         return ", ".join(f"{name}={_short(value)}" for name, value in shown.items())
 
 
-def _setting(name: str) -> property:
-    def set_value(layer: "SolvingLayer", value):
+def _setting(name: str) -> Any:
+    def set_value(layer: "SolvingLayer", value: Any) -> None:
         layer.settings = replace(layer.settings, **{name: value})
 
     return property(lambda layer: getattr(layer.settings, name), set_value, doc=f"See SolveSettings.{name}.")
@@ -131,7 +131,7 @@ class SolvingLayer(nn.Module):
         return str(self.settings)
 
 
-def check_times(times, name: str, least: int = 1) -> tuple[float, ...]:
+def check_times(times: Any, name: str, least: int = 1) -> tuple[float, ...]:
     """Return times as a tuple of Python floats.
 
     Raises
@@ -162,7 +162,7 @@ def not_torchdiffeq(method: str, instead: str) -> str:
     return f"because method={method!r} is not solved by torchdiffeq: use {instead}, or one of {known}"
 
 
-def _check_grid_options(options: Mapping[str, Any]):
+def _check_grid_options(options: Mapping[str, Any]) -> None:
     step_size, interp = options.get("step_size"), options.get("interp", "linear")
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"expected options['step_size'] to be a number > 0, got {step_size!r}")
@@ -170,7 +170,7 @@ def _check_grid_options(options: Mapping[str, Any]):
         raise ValueError(f"expected options['interp'] to be one of linear, cubic, got {interp!r}")
 
 
-def _check_own(method: str, adjoint: bool, options: Mapping[str, Any]):
+def _check_own(method: str, adjoint: bool, options: Mapping[str, Any]) -> None:
     if adjoint:
         raise ValueError(f"expected adjoint=False, {not_torchdiffeq(method, 'gradients through the steps')}")
     others = sorted(options.keys() - OWN_OPTIONS)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Any, cast
 
 from torch import nn
 
@@ -41,7 +42,7 @@ class Steps:
     method: str
     count: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.method not in TABLEAUX:
             raise ValueError(f"expected a method with fixed steps, one of {', '.join(TABLEAUX)}, got {self.method!r}")
         if not isinstance(self.count, Integral) or isinstance(self.count, bool) or self.count < 1:
@@ -53,7 +54,7 @@ class Steps:
         """Evaluations of the ODE function."""
         return self.count * len(TABLEAUX[self.method].b)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.count} {_WORDS.get(self.method, self.method)} step{'s' if self.count > 1 else ''}"
 
 
@@ -64,7 +65,7 @@ FixedSteps = Steps | str
 COARSE = (Steps("euler", 1), Steps("euler", 2), Steps("euler", 4), Steps("midpoint", 1), Steps("rk4", 1))
 
 
-def fixed_steps(solver: FixedSteps | Sequence | None) -> FixedSteps | None:
+def fixed_steps(solver: FixedSteps | Sequence[Any] | None) -> FixedSteps | None:
     """Return a solver that a user asked for: None, a method's name, a pair (method, count), or Steps.
 
     Raises
@@ -110,5 +111,5 @@ def solved_by(network: nn.Module, name: str, solver: FixedSteps | None) -> nn.Mo
     if solver is None:
         return network
     network = copy.deepcopy(network)
-    set_solver(network.get_submodule(name), solver)
+    set_solver(cast(SolvingLayer, network.get_submodule(name)), solver)
     return network
