@@ -276,7 +276,7 @@ def _differences(data: DataSet, full: nn.Module, others: Mapping[str, nn.Module]
 
 def _sizes(layer: Any) -> str:
     parts = layer.explain().parts
-    left = [part for part in parts if part.reduced]
+    left = [part for part in parts if part.fate != "absorbed"]
     words = [f"{part.name} {part.full:,}" + f" → {part.reduced:,}" * (part.reduced != part.full) for part in left]
     return ", ".join(words) + f"; {len(parts) - len(left)} stages absorbed" * (len(left) < len(parts))
 

@@ -141,7 +141,9 @@ def test_one_number_of_points_absorbs_and_one_for_each_does_not():
     of = reductor(chain, y)
     reduced = of.reduce(state_dim=8, points=10, **FITTED)
     assert [part.reduced for part in reduced.parts] == [8, 0, 0, 10, 0, 0, 0]
-    assert {part.why for part in reduced.parts if not part.reduced} == {"absorbed by the fit after it"}
+    assert [part.fate for part in reduced.parts] == [
+        "reduced" if part.reduced else "absorbed" for part in reduced.parts
+    ]
     assert list(reduced.points) == ["g3"]
     assert [stage.expression for stage in reduced.rom.operator.chain.stages] == [Expression.of("relu")]
     each = of.reduce(state_dim=8, points=[10, "full", 10, 10, "full", 10], **FITTED)
@@ -149,7 +151,7 @@ def test_one_number_of_points_absorbs_and_one_for_each_does_not():
     interpolated = of.reduce(state_dim=8, points=10, selection="deim", fit="interpolation")
     assert all(part.reduced for part in interpolated.parts)
     kept = of.reduce(state_dim=8, points="full", **FITTED)
-    assert all(part.why.startswith("kept") for part in kept.parts[1:])
+    assert all(part.fate == "kept" for part in kept.parts[1:])
 
 
 def test_points_serve_the_quotient():

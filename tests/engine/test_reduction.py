@@ -74,7 +74,7 @@ def test_full_sizes_reproduce_the_full_model(tanh_network, sizes, selection):
     reduction = SnapshotReductor(fom, snapshots).reduce(state_dim=sizes[0], points=sizes[1], selection=selection)
     assert error(fom, reduction, initial) < 1e-10
     assert [part.reduced for part in reduction.parts] == [16, 16]
-    assert all(part.why.startswith("kept") for part in reduction.parts)
+    assert all(part.fate == "kept" for part in reduction.parts)
     assert reduction.bases == reduction.points == reduction.reductor.interpolations == {}
 
 

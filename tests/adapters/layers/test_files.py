@@ -456,3 +456,16 @@ def test_gpu(path):
     network = load(path, network=NETWORKS["dense"].network().cuda())
     assert not any(parameter.is_cuda for parameter in network.parameters())
     torch.testing.assert_close(network(x), small(x.cuda()).cpu())
+
+
+def test_files_of_version_0_1_load():
+    """The files hold a phrase where parts have a fate now."""
+    saved = Path(__file__).with_name("saved_by_0.1.safetensors")
+    expected = json.loads(saved.with_suffix(".json").read_text(encoding="utf-8"))
+    layer = load(saved)
+    y0 = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(2, 12)
+    torch.testing.assert_close(layer(y0), torch.tensor(expected["y"], dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    assert str(layer.explain()) == expected["explanation"]
+    parts = layer.explain().parts
+    assert [part.fate for part in parts] == ["kept", "absorbed", "absorbed", "reduced", "reduced"]
+    assert [part.how for part in parts] == ["as asked", "", "", "omp, as asked", "omp, as asked"]

@@ -414,7 +414,7 @@ def test_points_of_several_stages(points, expected):
     ]
     for part in (sizes["g1"], sizes["g2"]):
         kept = part.reduced == part.full
-        assert part.why.startswith("kept" if kept else "deim")
+        assert part.fate == ("kept" if kept else "reduced")
         assert (part.constant is None) == (part.dropped_energy is None) == (part.condition is None) == kept
 
 
