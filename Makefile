@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-export lint bench clean
+.PHONY: help demo test check test-export lint bench clean
 
 help: ## Show this list
 	@echo 'torchmor: smaller and faster ODE layers for trained PyTorch networks'
@@ -20,6 +20,11 @@ demo: $(INSTALLED) ## Train a small convolutional Neural ODE, reduce it, print t
 
 test: lint ## Run all that CI runs: lint, then every test
 	$(BIN)/pytest -n 2 --dist loadscope
+
+check: $(INSTALLED) ## Run the fast part of `make test`, for the inner loop
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n 2 -q -m 'not slow and not every_target'
 
 test-export: $(INSTALLED) ## Export every catalogue entry to every target (half an hour)
 	$(BIN)/pytest -n 2 -m '' tests/adapters/export
