@@ -92,92 +92,6 @@ def to_module(
     return _recurrence_of_model(rom_or_operator, mu, dtype, device)
 
 
-def _recurrence_of_model(
-    model: InstationaryModel, mu: Any, dtype: torch.dtype, device: torch.device | str
-) -> Recurrence:
-    """Return the recurrence of a model M z' + A(z) = F(t) with one of pyMOR's steppers."""
-    stepper, size = model.time_stepper, model.operator.source.dim
-    if type(stepper) not in _IMPLICIT_PART:
-        raise UnsupportedOperationError(
-            f"expected a time stepper among {', '.join(c.__name__ for c in _IMPLICIT_PART)}, or one of "
-            f"torchmor, got {type(stepper).__name__}: use model.with_(time_stepper=…)"
-        )
-    if size**2 > MAX_ENTRIES:
-        raise SizeError(f"expected a reduced model, got one with {size} unknowns: reduce it first")
-    mu = model_parameter_values(model, mu)
-    chain = _operator_chain(model, mu)
-    mass = np.eye(size) if isinstance(model.mass, IdentityOperator) else _matrix(fold_operator(model.mass))
-    linear = not (chain.stages or chain.reads("t"))
-    theta, step = _IMPLICIT_PART[type(stepper)], model.T / stepper.nt
-    if linear:
-        matrix, shift = _matrix(chain), -chain.output.shift
-        left = mass + theta * step * matrix
-    elif theta == 0:
-        left, shift = mass, np.zeros(size)
-    else:
-        raise UnsupportedOperationError(
-            f"expected a linear operator that does not depend on time, got a nonlinear or time-dependent one, "
-            f"for which {type(stepper).__name__} solves other equations in each step: use "
-            f"model.with_(time_stepper=ExplicitEulerTimeStepper(nt)), or torchmor's RungeKuttaTimeStepper"
-        )
-    # summed up as pyMOR does it; its explicit Euler method, too, evaluates at the end of a step
-    times = [0.0, *accumulate(repeat(step, stepper.nt))]
-    nodes = [t + step / 2 for t in times[:-1]] if theta == 0.5 else times[1:]
-    shifts = step * np.linalg.solve(left, _right_hand_sides(model, mu, nodes) + shift[:, np.newaxis])
-    layout = (times, size, shifts.shape[1], _returned(model), dtype, device)
-    initial_state = model.initial_data.as_range_array(mu).to_numpy()[:, 0]
-    values = {"shift": shifts.T, "initial_state": initial_state}
-    if linear:
-        module: Recurrence = LinearRecurrence(*layout)
-        values["step_matrix"] = np.linalg.solve(left, mass - (1 - theta) * step * matrix)
-    else:
-        increment = left_divide(linear_chain(mass), linear_combination([chain], [-step]))
-        module = NonlinearRecurrence(chain_to_module(increment, dtype, device), *layout)
-    with torch.no_grad():
-        for name, value in values.items():
-            getattr(module, name).copy_(to_tensor(value, dtype, device))
-    return module
-
-
-def _operator_chain(model: InstationaryModel, mu: Mu) -> StageChain:
-    """Return the chain of a model's operator; it may read the time, but nothing else that changes in time."""
-    parameters = model.operator.parameters
-    if mu.time_dependent_values.keys() & parameters.keys():
-        raise UnsupportedOperationError(
-            f"expected numbers for the parameters {parameters} of the model's operator, got functions of "
-            f"time for {sorted(mu.time_dependent_values)}: only the right-hand side may depend on these"
-        )
-    try:
-        return fold_operator(model.operator, mu)
-    except ParameterError as error:
-        raise UnsupportedOperationError(
-            f"expected an operator that depends on time in OdeFunctionOperators only, got "
-            f"'{model.operator.name}' with time-dependent coefficients: write them into a stage chain"
-        ) from error
-
-
-def _right_hand_sides(model: InstationaryModel, mu: Mu, times: list[float]) -> np.ndarray:
-    """Return F(t) at the given times, (n, number of times), or (n, 1) where F does not depend on time."""
-    rhs = model.rhs
-    if "t" in rhs.parameters or mu.time_dependent_values.keys() & rhs.parameters.keys():
-        return np.hstack([rhs.as_vector(mu.at_time(t)).to_numpy() for t in times])
-    return rhs.as_vector(mu).to_numpy()
-
-
-def _returned(model: InstationaryModel) -> list[int] | None:
-    """Return the numbers of the steps after which the model returns a value; None for all."""
-    if model.num_values is None:
-        return None
-    # the stepper itself knows, here with z' + z = 0
-    space, step = NumpyVectorSpace(1), model.T / model.time_stepper.nt
-    values = model.time_stepper.iterate(0, model.T, space.zeros(), IdentityOperator(space), num_values=model.num_values)
-    return [round(t / step) for _, t in values]
-
-
-def _matrix(chain: StageChain) -> np.ndarray:
-    return dense(chain.output.blocks().get("y", np.zeros((chain.output.size, chain.state_size))))
-
-
 def layer_of_model(
     model: InstationaryModel,
     mu: Any = None,
@@ -280,3 +194,89 @@ def _encode_and_decode(model: InstationaryModel, mu: Mu) -> tuple[AffineMap, Aff
             f"{output.range.dim}: use model.with_(output_functional=…), or to_module(model.operator)"
         )
     return data.encoding, decode.output
+
+
+def _recurrence_of_model(
+    model: InstationaryModel, mu: Any, dtype: torch.dtype, device: torch.device | str
+) -> Recurrence:
+    """Return the recurrence of a model M z' + A(z) = F(t) with one of pyMOR's steppers."""
+    stepper, size = model.time_stepper, model.operator.source.dim
+    if type(stepper) not in _IMPLICIT_PART:
+        raise UnsupportedOperationError(
+            f"expected a time stepper among {', '.join(c.__name__ for c in _IMPLICIT_PART)}, or one of "
+            f"torchmor, got {type(stepper).__name__}: use model.with_(time_stepper=…)"
+        )
+    if size**2 > MAX_ENTRIES:
+        raise SizeError(f"expected a reduced model, got one with {size} unknowns: reduce it first")
+    mu = model_parameter_values(model, mu)
+    chain = _operator_chain(model, mu)
+    mass = np.eye(size) if isinstance(model.mass, IdentityOperator) else _matrix(fold_operator(model.mass))
+    linear = not (chain.stages or chain.reads("t"))
+    theta, step = _IMPLICIT_PART[type(stepper)], model.T / stepper.nt
+    if linear:
+        matrix, shift = _matrix(chain), -chain.output.shift
+        left = mass + theta * step * matrix
+    elif theta == 0:
+        left, shift = mass, np.zeros(size)
+    else:
+        raise UnsupportedOperationError(
+            f"expected a linear operator that does not depend on time, got a nonlinear or time-dependent one, "
+            f"for which {type(stepper).__name__} solves other equations in each step: use "
+            f"model.with_(time_stepper=ExplicitEulerTimeStepper(nt)), or torchmor's RungeKuttaTimeStepper"
+        )
+    # summed up as pyMOR does it; its explicit Euler method, too, evaluates at the end of a step
+    times = [0.0, *accumulate(repeat(step, stepper.nt))]
+    nodes = [t + step / 2 for t in times[:-1]] if theta == 0.5 else times[1:]
+    shifts = step * np.linalg.solve(left, _right_hand_sides(model, mu, nodes) + shift[:, np.newaxis])
+    layout = (times, size, shifts.shape[1], _returned(model), dtype, device)
+    initial_state = model.initial_data.as_range_array(mu).to_numpy()[:, 0]
+    values = {"shift": shifts.T, "initial_state": initial_state}
+    if linear:
+        module: Recurrence = LinearRecurrence(*layout)
+        values["step_matrix"] = np.linalg.solve(left, mass - (1 - theta) * step * matrix)
+    else:
+        increment = left_divide(linear_chain(mass), linear_combination([chain], [-step]))
+        module = NonlinearRecurrence(chain_to_module(increment, dtype, device), *layout)
+    with torch.no_grad():
+        for name, value in values.items():
+            getattr(module, name).copy_(to_tensor(value, dtype, device))
+    return module
+
+
+def _operator_chain(model: InstationaryModel, mu: Mu) -> StageChain:
+    """Return the chain of a model's operator; it may read the time, but nothing else that changes in time."""
+    parameters = model.operator.parameters
+    if mu.time_dependent_values.keys() & parameters.keys():
+        raise UnsupportedOperationError(
+            f"expected numbers for the parameters {parameters} of the model's operator, got functions of "
+            f"time for {sorted(mu.time_dependent_values)}: only the right-hand side may depend on these"
+        )
+    try:
+        return fold_operator(model.operator, mu)
+    except ParameterError as error:
+        raise UnsupportedOperationError(
+            f"expected an operator that depends on time in OdeFunctionOperators only, got "
+            f"'{model.operator.name}' with time-dependent coefficients: write them into a stage chain"
+        ) from error
+
+
+def _right_hand_sides(model: InstationaryModel, mu: Mu, times: list[float]) -> np.ndarray:
+    """Return F(t) at the given times, (n, number of times), or (n, 1) where F does not depend on time."""
+    rhs = model.rhs
+    if "t" in rhs.parameters or mu.time_dependent_values.keys() & rhs.parameters.keys():
+        return np.hstack([rhs.as_vector(mu.at_time(t)).to_numpy() for t in times])
+    return rhs.as_vector(mu).to_numpy()
+
+
+def _returned(model: InstationaryModel) -> list[int] | None:
+    """Return the numbers of the steps after which the model returns a value; None for all."""
+    if model.num_values is None:
+        return None
+    # the stepper itself knows, here with z' + z = 0
+    space, step = NumpyVectorSpace(1), model.T / model.time_stepper.nt
+    values = model.time_stepper.iterate(0, model.T, space.zeros(), IdentityOperator(space), num_values=model.num_values)
+    return [round(t / step) for _, t in values]
+
+
+def _matrix(chain: StageChain) -> np.ndarray:
+    return dense(chain.output.blocks().get("y", np.zeros((chain.output.size, chain.state_size))))

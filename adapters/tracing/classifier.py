@@ -297,7 +297,7 @@ class _Classifier:
                 raise self._unsupported(node, "it is random in training mode; call eval() on the function")
             operands = operands[:1]
             parameters = {"negative_slope": (given.get("lower", 1 / 8) + given.get("upper", 1 / 3)) / 2}
-        if name == "pow" and operands[1] == 1.0:
+        if name == "pow" and isinstance(operands[1], float) and operands[1] == 1.0:
             return operands[0]
         return self._fuse(COMPONENTWISE[name], operands, parameters)
 

@@ -54,6 +54,12 @@ def test_catalogue_has_every_activation():
     assert {type(make()).__name__ for make in ACTIVATIONS.values()} == set(nn.modules.activation.__all__) - couples
 
 
+@pytest.mark.parametrize("exponents", [[1.0, 2.0] * 3, [3.0, 2.0] * 3, [1.0]])
+def test_each_component_to_a_power_of_its_own(exponents):
+    powers, y = torch.tensor(exponents, dtype=torch.float64), state()
+    np.testing.assert_allclose(traced_function(lambda t, y: y**powers, y)(y.T.numpy()), (y**powers).T, rtol=1e-12)
+
+
 def test_opaque_maps_are_opaque_and_small_ones_are_matrices():
     assert all(affine.is_opaque for affine in traced("residual", True).maps)
     assert not any(affine.is_opaque for affine in traced("residual").maps)
