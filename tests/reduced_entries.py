@@ -1,6 +1,7 @@
 """Reduced layers of the catalogue's functions, with random bases, points and sizes: what reductions make of them."""
 
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torchmor.engine.stages import Interpolation
 from torchmor.engine.tableaux import TABLEAUX
 
 
-def reduced_entry(name: str) -> ReducedODELayer:
+def reduced_entry(name: str, methods: Sequence[str] = tuple(TABLEAUX)) -> ReducedODELayer:
     """A float64 layer of one or two steps, always the same for a name; many that the classic methods would make."""
     entry, chain = FUNCTIONS[name], traced(name)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
@@ -31,7 +32,7 @@ def reduced_entry(name: str) -> ReducedODELayer:
         lift = rng.normal(size=(stage.size, len(points))) / stage.size
         lift = np.abs(lift) if factors(stage) == (0, 0) else lift  # a variance below zero would have no root
         interpolations[stage.name] = Interpolation(points, lift)
-    method = str(rng.choice(list(TABLEAUX)))
+    method = str(rng.choice(list(methods)))
     output = str(rng.choice(["final", "trajectory"]))
     layer = ReducedODELayer(
         SolveSettings((0.2, 0.5, 0.6)[: rng.integers(2, 4)], method, output=output),
