@@ -387,9 +387,7 @@ def test_adjoint_refuses_tensors_it_cannot_see():
 def test_adjoint_finds_the_parameters_behind_a_method():
     func, y0 = Plain(), state()
     through_steps, by_adjoint = (
-        torch.autograd.grad(
-            ODELayer(func.forward, rtol=1e-8, atol=1e-8, adjoint=adjoint)(y0).sum(), func.linear.weight
-        )
+        torch.autograd.grad(ODELayer(func.forward, rtol=1e-8, atol=1e-8, adjoint=adjoint)(y0).sum(), func.linear.weight)
         for adjoint in (False, True)
     )
     torch.testing.assert_close(by_adjoint, through_steps, rtol=1e-6, atol=1e-6)

@@ -49,7 +49,7 @@ def test_warning(small):
     layer.on_outside = "warn"
     y0 = torch.randn(50, 12) * 3
     outside = int((layer.distance(y0) > layer.usual_distance).sum())
-    assert 0 < outside
+    assert outside > 0
     with pytest.warns(OutsideCalibrationWarning, match=f"^{outside} of 50 states are farther from the reduced space"):
         layer(y0)
     with warnings.catch_warnings():

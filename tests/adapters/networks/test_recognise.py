@@ -352,7 +352,7 @@ def test_table():
     assert [one.function for one in found] == ["first.func", "second.func", "first.func"], "a shared one has one name"
     assert [one.evaluations for one in found][1:] == [16, 1]
     assert [one.reducible for one in found] == [True, True, False]
-    assert 0 < min(one.time_share for one in found) and sum(one.time_share for one in found) <= 1
+    assert min(one.time_share for one in found) > 0 and sum(one.time_share for one in found) <= 1
     lines = str(found).splitlines()
     assert lines[0].split("  ")[0] == "name" and lines[0].endswith("can be reduced")
     assert "dopri5, rtol 0.001, atol 0.0001" in lines[1] and "4 RK4 steps" in lines[2] and lines[3].endswith("no")
