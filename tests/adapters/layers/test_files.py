@@ -445,7 +445,8 @@ def test_file_that_save_did_not_write(saved, path, case):
 
 def test_network_that_is_reduced_already_is_a_fit(path):
     small, (x,) = reduced(), NETWORKS["dense"].batch(3)
-    torch.nn.init.ones_(small.ode.decode.bias)
+    for bias in (small.stem.bias, small.ode.decode.bias):
+        nn.init.ones_(bias)
     save(small, path)
     again = load(path, network=reduced())
     assert isinstance(again.ode, ReducedODELayer)
