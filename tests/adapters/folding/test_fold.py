@@ -603,17 +603,21 @@ def test_sampled_encoder_of_a_convolution_reads_the_pixels_it_needs():
     network, x = convolution_behind(40)
     folded = fold(network, x, sampled_encoder=10)
     entries = folded.sampled_encoder_0.entries.tolist()
-    assert len(entries) % 16 == 0 and len(entries) <= 10 * 16
+    assert len(entries) % 16 == 0 and 0 < len(entries) <= 10 * 16
     changed = x.flatten(1).clone()
     changed[:, [i for i in range(1600) if i not in entries]] = 7.0
     assert_same(folded(changed.reshape(x.shape)), folded(x), 0.0)
+    for entry in entries[:: len(entries) // 3]:
+        changed = x.flatten(1).clone()
+        changed[:, entry] += torch.randn(len(x)).double() * 9
+        assert not torch.equal(folded(changed.reshape(x.shape)), folded(x)), entry
 
 
 def test_sampled_encoder_reads_all_pixels_where_picking_some_costs_more():
     network, x = convolution_behind(20)
     folded = fold(network, x, sampled_encoder=3)
     assert folded.sampled_encoder_0.entries is None
-    assert int((folded.sampled_encoder_0.chain.stages[0].weight != 0).any(0).sum()) <= 3 * 16
+    assert 0 < int((folded.sampled_encoder_0.chain.stages[0].weight != 0).any(0).sum()) <= 3 * 16
     held_out = held_out_mask(len(x))
     expected, value = projections(network, x[held_out]), folded.sampled_encoder_0(x[held_out].flatten(1)).detach()
     told = folded.explain().errors["z(0) of layer 'ode' on 12 held-out samples"]

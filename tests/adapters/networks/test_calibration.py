@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -203,14 +205,11 @@ def test_evaluation_leaves_no_trace(fails):
     calls, state = network.calls, torch.get_rng_state()
     modes = [module.training for module in network.modules()]
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    try:
-        with evaluation(network):
-            assert not network.norm.training
-            assert not network(X).requires_grad
-            if fails:
-                raise KeyError
-    except KeyError:
-        assert fails
+    with pytest.raises(KeyError) if fails else nullcontext(), evaluation(network):
+        assert not network.norm.training
+        assert not network(X).requires_grad
+        if fails:
+            raise KeyError
     assert [module.training for module in network.modules()] == modes == [True, True, False]
     assert network.calls is calls
     for name, value in network.state_dict().items():

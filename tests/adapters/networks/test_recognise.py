@@ -90,7 +90,7 @@ def test_reduced_network_is_near_and_explains_itself(entry):
     value, expected = small(*arguments), network(*arguments)
     assert value.shape == expected.shape and (value - expected).norm() < 0.5 * expected.norm()
     value.sum().backward()
-    assert all(parameter.grad is not None for parameter in layer.ode.parameters())
+    assert all(parameter.grad.any() for parameter in layer.ode.parameters())
 
 
 @entries
@@ -105,7 +105,7 @@ def test_network_is_unchanged(entry):
 @entries
 def test_found(entry):
     (found,) = find_ode_layers(entry.network(), *entry.batch())
-    if entry.input_attribute is not None and found.obstacle:
+    if entry.input_attribute is not None:
         assert "name it: input_attribute=" in found.obstacle
         return
     assert (found.name, found.kind, found.output) == (entry.layer, "torchdiffeq", entry.output)
@@ -129,7 +129,9 @@ def test_saved_network_is_loaded_into_the_original_one(entry, tmp_path):
     assert torch.equal(again(*arguments), small(*arguments))
     assert type(again.block) is type(small.block)
     twin = copy.deepcopy(small)
-    if hasattr(twin.block, "func"):
+    keeps_func = entry in (FOREIGN["input by a setter"], FOREIGN["input as a callable"])
+    assert hasattr(twin.block, "func") == keeps_func
+    if keeps_func:
         twin.block.func.set_inputs(None)  # the last one may be a lambda
     twin.block = pickle.loads(pickle.dumps(twin.block))
     assert torch.equal(twin(*arguments), small(*arguments))
@@ -228,7 +230,7 @@ def test_torchdiffeq_is_restored_after_an_error():
         raise RuntimeError("no")
 
     code, network = torchdiffeq.odeint.__code__, block(forward)
-    with pytest.raises(CalibrationError, match="no"):
+    with pytest.raises(CalibrationError, match=r"failed on .*: no\b"):
         find_ode_layers(network, torch.randn(4, 5, dtype=torch.float64))
     assert torchdiffeq.odeint.__code__ is code
     assert not any(module._forward_hooks for module in network.modules())
@@ -350,7 +352,7 @@ def test_table():
     assert [one.function for one in found] == ["first.func", "second.func", "first.func"], "a shared one has one name"
     assert [one.evaluations for one in found][1:] == [16, 1]
     assert [one.reducible for one in found] == [True, True, False]
-    assert sum(one.time_share for one in found) <= 1
+    assert min(one.time_share for one in found) > 0 and sum(one.time_share for one in found) <= 1
     lines = str(found).splitlines()
     assert lines[0].split("  ")[0] == "name" and lines[0].endswith("can be reduced")
     assert "dopri5, rtol 0.001, atol 0.0001" in lines[1] and "4 RK4 steps" in lines[2] and lines[3].endswith("no")
