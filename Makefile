@@ -21,10 +21,10 @@ demo: $(INSTALLED) ## Train a small convolutional Neural ODE, reduce it, print t
 test: lint ## Run all that CI runs: lint, then every test
 	$(BIN)/pytest -n 2 --dist loadscope
 
-check: $(INSTALLED) ## Run the fast part of `make test`, for the inner loop
+check: $(INSTALLED) ## Run every law on a few cases, in a minute, for the inner loop
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 -q -m 'not slow and not every_target'
+	$(BIN)/pytest -n 2 -q --quick
 
 test-export: $(INSTALLED) ## Export every catalogue entry to every target (half an hour)
 	$(BIN)/pytest -n 2 -m '' tests/adapters/export

@@ -6,6 +6,7 @@ Tests choose float64 themselves; the default dtype stays as users have it. A tes
 
 import os
 import shutil
+from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and torch load; subprocesses inherit it
 
@@ -20,8 +21,22 @@ hypothesis.settings.register_profile("torchmor", deadline=None, derandomize=True
 hypothesis.settings.load_profile("torchmor")
 
 
-def pytest_collection_modifyitems(items):
-    """Skip the tests marked ``gpu`` and ``inductor`` where they cannot run."""
+def pytest_addoption(parser):
+    """Add what `make check` asks for."""
+    parser.addoption("--quick", action="store_true", help="leave out slow tests, and nine of ten cases of all others")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip the tests marked ``gpu`` and ``inductor`` where they cannot run; with ``--quick``, leave most cases out."""
+    if config.getoption("quick"):
+        cases = Counter()
+        chosen = {True: [], False: []}
+        for item in items:
+            test = item.nodeid.partition("[")[0]
+            chosen[item.get_closest_marker("slow") is None and cases[test] % 10 == 0].append(item)
+            cases[test] += 1
+        config.hook.pytest_deselected(items=chosen[False])
+        items[:] = chosen[True]
     reasons = {}
     if not torch.cuda.is_available():
         reasons["gpu"] = "needs a CUDA device, there is none"

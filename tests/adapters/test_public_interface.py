@@ -145,6 +145,7 @@ assert "pymor" in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_names_are_imported_when_they_are_used():
     done = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

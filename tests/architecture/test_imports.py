@@ -12,6 +12,8 @@ from torch import nn
 from repository import module_name, modules
 from torchmor.adapters import ODELayer, reduce_network, save
 
+pytestmark = pytest.mark.slow
+
 NOT_FOR_INFERENCE = ("pymor", "scipy", "torchdiffeq")
 TORCH = ("torch", "torchdiffeq", "functorch", "torchgen")
 

@@ -276,6 +276,7 @@ def test_negation(name, opaque):
     np.testing.assert_array_equal((-chain)(y, u, TIME), -chain(y, u, TIME))
 
 
+@pytest.mark.slow
 def test_linear_chains():
     linear = {name for name in CATALOGUE if traced(name).is_linear}
     assert linear == {"linear", "decay", "zero"}

@@ -12,6 +12,8 @@ from torchmor.experiments.data.random_images import random_images
 from torchmor.experiments.measure.floor import Machine, measure_machine, needs
 from torchmor.experiments.studies.networks import CONVOLUTIONAL
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install 'torchmor[export]'")
 
 

@@ -12,6 +12,8 @@ from torch import nn
 from networks import DOUBLE, chain
 from torchmor.adapters import ODELayer, export_operators, reduce_network
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("solve_exported.py")
 WITHOUT_TORCH = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv.pop(1))"
 

@@ -8,6 +8,8 @@ import torch
 from repository import ROOT
 from torchmor.adapters.tracing.operations import support_table
 
+pytestmark = pytest.mark.slow
+
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^make (\w+)", README, re.MULTILINE)
 

@@ -20,6 +20,8 @@ from torchmor.adapters import (
     to_module,
 )
 
+pytestmark = pytest.mark.slow
+
 CLASSIC = {"basis": "pod", "selection": "deim", "fit": "interpolation"}
 
 

@@ -12,6 +12,8 @@ from torchmor.adapters.export.graph import trace
 from torchmor.engine.errors import ExportError
 from torchmor.engine.tableaux import TABLEAUX
 
+pytestmark = pytest.mark.slow
+
 #: ONNX Runtime has no float64 error function.
 WITH_ERF = ("GELU", "convolution in 1d")
 
@@ -49,7 +51,9 @@ def assert_close(value, expected, rtol):
 
 
 @pytest.mark.parametrize(
-    ("name", "methods"), [*((name, FEW) for name in FUNCTIONS), *(("classic", (m,)) for m in MANY)]
+    ("name", "methods"),
+    [*((name, FEW) for name in FUNCTIONS), *(("classic", (method,)) for method in MANY)],
+    ids=lambda value: value if isinstance(value, str) else "few evaluations" if value == FEW else value[0],
 )
 def test_exported_entry_equals_torch(name, methods, tmp_path):
     """Law: the files, at batches 1 and 5, equal the layer exported with an example of batch 3; in float64 to 1e-12."""

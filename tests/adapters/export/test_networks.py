@@ -23,6 +23,8 @@ from torchmor.adapters.export import agreement as checks
 from torchmor.adapters.export.graph import exportable, resized
 from torchmor.engine.errors import ExportError, MissingPackageError, OutsideCalibrationWarning, ShapeError
 
+pytestmark = pytest.mark.slow
+
 TARGETS = {".pt2": export_program, ".onnx": export_onnx}
 targets = pytest.mark.parametrize("suffix", TARGETS)
 #: Those whose layer has fixed steps.

@@ -60,6 +60,7 @@ def test_shares_the_layers_parameters_and_says_what_it_is():
 
 
 @pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.slow
 def test_exported_step(name, tmp_path):
     layer, step = layer_and_step(name, "heun2")
     p, r = layer.ode.input_size, layer.ode.state_size

@@ -10,6 +10,8 @@ import torch
 from networks import NETWORKS
 from torchmor.adapters import export_inductor, export_onnx, export_program, reduce_network
 
+pytestmark = pytest.mark.slow
+
 BLOCKED = "import json, sys\nsys.modules.update(dict.fromkeys({missing!r}))\n"
 RUNNERS = {
     "onnx": """

@@ -496,6 +496,7 @@ def test_copies_and_states():
 
 
 @pytest.mark.parametrize("name", ["convolution", "recurrent", "head at each time", "as many outputs as times"])
+@pytest.mark.slow
 def test_export_and_compile_with_a_dynamic_batch(name):
     network, folded = made(name)
     entry, dynamic = SURROUNDINGS[name], ({0: torch.export.Dim("batch")},)

@@ -479,12 +479,14 @@ def graphs(module, arguments_of_batch, backend) -> int:
 
 
 @pytest.mark.parametrize("name", ["dense", "convolutional", "sampled input", "trajectories", "state kept"])
+@pytest.mark.slow
 def test_compiles_as_one_graph_with_a_dynamic_batch(name):
     layer = layer_of(name)
     assert graphs(layer, lambda batch: arguments_of(layer, batch), "eager") == 1
 
 
 @pytest.mark.parametrize("name", ["dense", "sampled input"])
+@pytest.mark.slow
 def test_network_compiles_as_one_graph_with_a_dynamic_batch(name):
     entry = NETWORKS[name]
     small = reduce_network(entry.network(), entry.layer, entry.batch(), **entry.sizes, solver=("midpoint", 2))
@@ -493,6 +495,7 @@ def test_network_compiles_as_one_graph_with_a_dynamic_batch(name):
 
 @pytest.mark.inductor
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # inductor uses it
+@pytest.mark.slow
 def test_compiles_with_inductor():
     layer = layer_of("dense")
     layer.options = {"step_size": 0.5}
@@ -513,6 +516,7 @@ def test_compiled_layer_follows_its_settings_and_parameters():
 
 @pytest.mark.parametrize("name", ["dense", "convolutional", "sampled input", "trajectories"])
 @pytest.mark.parametrize("method", ["midpoint", "dopri5_fixed"])
+@pytest.mark.slow
 def test_exports_with_a_dynamic_batch(name, method):
     """Law: the exported program is the layer at any batch size; it holds no number that is not exact in float32."""
     layer = layer_of(name)

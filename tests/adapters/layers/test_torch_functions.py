@@ -273,6 +273,7 @@ class Everything(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.slow
 def test_compiles_and_exports_without_breaking_the_graph(dtype):
     network, example = Everything(), tuple(torch.rand(2, 4, 3, dtype=dtype) + 0.1)
     expected = network(*example)

@@ -658,6 +658,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, before)
 """
 
 
+@pytest.mark.slow
 def test_large_convolution_needs_less_than_one_gibibyte():
     """A state of 64 channels of 32 × 32: as a matrix, the map would take 32 GiB."""
     result = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=False)

@@ -13,6 +13,8 @@ from torchmor.experiments.cli import main
 from torchmor.experiments.inspect import exported_file
 from torchmor.experiments.inspect.exported_file import describe
 
+pytestmark = pytest.mark.slow
+
 EXPORTS = {".onnx": export_onnx, ".pt2": export_program}
 suffixes = pytest.mark.parametrize("suffix", EXPORTS)
 ENTRY = NETWORKS["sampled input"]

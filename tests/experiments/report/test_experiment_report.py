@@ -15,6 +15,8 @@ from torchmor.experiments.measure.methods import METHODS
 from torchmor.experiments.report.experiment_report import print_summary, write_experiment_report, write_results_table
 from torchmor.experiments.report.results import NetworkResult, Showcase
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "torchmor convolutional --data <made up>"
 
 

@@ -14,6 +14,8 @@ from torchmor.experiments.report import accuracy_figure, figures
 from torchmor.experiments.report.accuracy_figure import accuracy_against_time, accuracy_by_method, accuracy_of_methods
 from torchmor.experiments.report.spread import entries
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def drawn(monkeypatch):

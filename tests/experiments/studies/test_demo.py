@@ -14,6 +14,8 @@ from torchmor.adapters import load
 from torchmor.experiments.measure.comparison import BATCHES
 from torchmor.experiments.studies.demo import run_demo
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):

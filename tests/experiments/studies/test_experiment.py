@@ -15,6 +15,8 @@ from torchmor.experiments.measure.methods import METHODS
 from torchmor.experiments.studies import convolutional, recurrent
 from torchmor.experiments.studies.experiment import Scale, in_short, run_experiment
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = {
     "convolutional": (convolutional.EXPERIMENT, load_images),
     "recurrent": (recurrent.EXPERIMENT, load_sequences),

@@ -19,6 +19,8 @@ from torchmor.experiments.cli import main
 from torchmor.experiments.data.images import load_images
 from torchmor.experiments.studies.functions import enlarged
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_whole_command(tmp_path, capsys):
     """Four networks are trained, reduced by one call each, and compared; the trained ones are kept."""
