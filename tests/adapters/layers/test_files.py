@@ -133,7 +133,13 @@ def test_settings_of_numpy_and_torch_numbers(settings, path):
     small = reduce_network(dense(method="dopri5", **settings).double(), "ode", x, **SIZES)
     save(small, path)
     (y0,) = state_of(small.ode)
-    assert torch.equal(load(path)(y0), small.ode(y0))
+    loaded = load(path)
+    assert torch.equal(loaded(y0), small.ode(y0))
+    for key in ("t", "rtol", "atol"):
+        assert getattr(loaded, key) == getattr(small.ode, key)
+    assert loaded.options.keys() == settings.get("options", {}).keys()
+    for key, value in settings.get("options", {}).items():
+        np.testing.assert_array_equal(loaded.options[key], value)
 
 
 def test_loaded_layer_can_be_trained_and_saved_again(saved, path):

@@ -62,9 +62,11 @@ def test_tuple_of_tensors_are_the_arguments_of_one_call():
 
 def test_batch_to_inputs_maps_batches():
     loader = DataLoader(TensorDataset(X, LABELS), batch_size=4)
-    assert [len(args) for args in arguments(Calibration(loader, batch_to_inputs=lambda b: b[0]))] == [1, 1]
+    calibration = Calibration(loader, batch_to_inputs=lambda b: b[0])
+    assert [len(args) for args in arguments(calibration)] == [1, 1] and rows(calibration) == X[:, 0].tolist()
     calibration = Calibration([{"x": X, "t": 1.0}], batch_to_inputs=lambda b: (b["x"], b["t"]))
-    assert arguments(calibration)[0][1] == 1.0
+    ((x, t),) = arguments(calibration)
+    assert torch.equal(x, X) and t == 1.0
 
 
 def test_total_batches():
