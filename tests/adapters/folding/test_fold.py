@@ -26,6 +26,8 @@ from torchmor.engine.errors import (
     UnsupportedOperationError,
 )
 
+pytestmark = pytest.mark.slow
+
 TIMES = (0.0, 0.3, 0.7, 1.0)
 MANY = tuple(i / 8 for i in range(40))
 
@@ -496,7 +498,6 @@ def test_copies_and_states():
 
 
 @pytest.mark.parametrize("name", ["convolution", "recurrent", "head at each time", "as many outputs as times"])
-@pytest.mark.slow
 def test_export_and_compile_with_a_dynamic_batch(name):
     network, folded = made(name)
     entry, dynamic = SURROUNDINGS[name], ({0: torch.export.Dim("batch")},)

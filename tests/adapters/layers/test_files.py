@@ -269,6 +269,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_in_a_new_process_without_the_network(path):
     """Loading and running a fixed-step layer imports torch and safetensors: no pyMOR, SciPy or torchdiffeq."""
     small = reduced()
@@ -280,6 +281,7 @@ def test_in_a_new_process_without_the_network(path):
 
 
 @pytest.mark.parametrize("name", ["dense, adaptive"])
+@pytest.mark.slow
 def test_in_a_new_process_with_the_network(name, path):
     small, (x,) = reduced(name), NETWORKS[name].batch(3)
     save(small, path)

@@ -417,6 +417,7 @@ def test_times_are_those_of_each_call():
         assert (value - expected).norm() < 0.2 * expected.norm()
 
 
+@pytest.mark.slow
 def test_sizes_are_searched_on_sequences_of_several_lengths(monkeypatch):
     monkeypatch.setattr(size_search, "STATE_DIMS", (4,))
     monkeypatch.setattr(size_search, "POINTS_PER_STATE_DIM", (2,))

@@ -11,6 +11,8 @@ from torchmor.adapters.reduction.metrics import loss
 from torchmor.adapters.solving.steps import COARSE, Steps, solver_name
 from torchmor.engine.errors import NothingToReduceError, ShapeError, UnsupportedOperationError
 
+pytestmark = pytest.mark.slow
+
 
 def network(width=96, rank=4, **settings):
     """A classifier whose wide ODE function has only a few directions that matter."""

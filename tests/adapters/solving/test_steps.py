@@ -44,6 +44,7 @@ def test_steps_that_are_set_are_named_and_taken(method, count):
     assert len(evaluations(layer)) == steps.evaluations
 
 
+@pytest.mark.slow
 def test_as_many_steps_as_asked_for_whatever_rounding_does():
     """A duration over a number of steps may be rounded down: torchdiffeq would take one step more, of no length."""
     for duration, count in zip(np.random.default_rng(0).uniform(0, 5, 300), range(1, 301), strict=True):
