@@ -18,12 +18,19 @@ from pymor.tools.random import new_rng
 torch.set_num_threads(1)  # several workers share the cores, and same thread count means same bits
 
 hypothesis.settings.register_profile("torchmor", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("quick", deadline=None, derandomize=True, max_examples=10)
 hypothesis.settings.load_profile("torchmor")
 
 
 def pytest_addoption(parser):
     """Add what `make check` asks for."""
     parser.addoption("--quick", action="store_true", help="leave out slow tests, and nine of ten cases of all others")
+
+
+def pytest_configure(config):
+    """Try few examples of each property with ``--quick``."""
+    if config.getoption("quick"):
+        hypothesis.settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(config, items):
