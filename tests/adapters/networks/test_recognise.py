@@ -27,6 +27,8 @@ from torchmor.adapters.networks.stand_in import with_ode_layer
 from torchmor.adapters.reduction import size_search
 from torchmor.engine.errors import CalibrationError, NotReducedWarning, UnsupportedOperationError
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"state_dim": 4, "points": 6}
 T = torch.tensor([0.0, 1.0], dtype=torch.float64)
 entries = pytest.mark.parametrize("entry", [pytest.param(entry, id=name) for name, entry in FOREIGN.items()])
@@ -417,7 +419,6 @@ def test_times_are_those_of_each_call():
         assert (value - expected).norm() < 0.2 * expected.norm()
 
 
-@pytest.mark.slow
 def test_sizes_are_searched_on_sequences_of_several_lengths(monkeypatch):
     monkeypatch.setattr(size_search, "STATE_DIMS", (4,))
     monkeypatch.setattr(size_search, "POINTS_PER_STATE_DIM", (2,))

@@ -11,6 +11,8 @@ from torchmor.adapters import NetworkReductor, ODELayer, reduce_network
 from torchmor.adapters.reduction.size_search import SMALL_STATE, STATE_DIMS, choices
 from torchmor.engine.errors import NothingToReduceError
 
+pytestmark = pytest.mark.slow
+
 
 def latent_ode(gain: float = 1.6) -> ODELayer:
     """A latent ODE of usual sizes: a state of 15, three hidden layers of 100, and the trajectory as output."""
