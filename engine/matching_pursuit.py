@@ -30,11 +30,12 @@ def matching_pursuit(candidates: np.ndarray, target: np.ndarray, count: int) -> 
     Tropp, Gilbert, Strauss: Algorithms for simultaneous sparse approximation, Part I, Signal Processing 2006.
     """
     chosen = np.linspace(0, candidates.shape[1] - 1, min(candidates.shape[1], PURSUIT_SNAPSHOTS)).astype(int)
-    rows = candidates[:, chosen] - candidates[:, chosen].mean(axis=1, keepdims=True)
+    values = candidates[:, chosen]
+    rows = values - values.mean(axis=1, keepdims=True)
     products = rows @ (target[:, chosen] - target[:, chosen].mean(axis=1, keepdims=True)).T  # (size, q)
     left = np.sum(rows**2, axis=1)  # ‖g_i‖² of the rows made orthogonal
     # below, a row is a combination of those chosen, or a constant whose mean was rounded
-    least = np.maximum(left * 1e-10, 1e-28 * np.sum(candidates[:, chosen] ** 2, axis=1))
+    least = np.maximum(left * 1e-10, 1e-28 * np.sum(values**2, axis=1))
     factors = np.zeros((len(rows), min(count, len(rows))))
     points: list[int] = []
     for step in range(factors.shape[1]):

@@ -12,7 +12,7 @@ from torchmor.engine.explanation import Fate
 from torchmor.engine.normalisation import absorbed_stages
 from torchmor.engine.points import CollateralBasis
 from torchmor.engine.quadratics import factors, squares_needed
-from torchmor.engine.sizes import ReductionRequest, Size, stage_sizes
+from torchmor.engine.sizes import ReductionRequest, Size
 from torchmor.engine.stages import Stage, StageChain
 
 
@@ -55,7 +55,7 @@ class StagePlan:
 def plan_stages(
     chain: StageChain,
     request: ReductionRequest,
-    sizes: Sequence[Size],
+    sizes: Sequence[tuple[Size, Size]],
     r: int,
     pod: Callable[[str], PodBasis],
 ) -> dict[str, StagePlan]:
@@ -68,21 +68,15 @@ def plan_stages(
     request
         What was asked for.
     sizes
-        Points of each stage, as of :func:`~torchmor.engine.sizes.check_sizes`.
+        Points and modes of each stage, as of :func:`~torchmor.engine.sizes.check_sizes`.
     r
         Size of the reduced state.
     pod
         Stage name → the POD of its values, for sizes that are chosen by energy.
-
-    Raises
-    ------
-    SizeError
-        There is not one number of modes for each stage.
     """
-    modes = stage_sizes(request.modes, len(chain.stages), "modes")
     plans = {
         stage.name: _plan(chain, stage, size, d, request, pod)
-        for stage, size, d in zip(chain.stages, sizes, modes, strict=True)
+        for stage, (size, d) in zip(chain.stages, sizes, strict=True)
     }
     for name, plan in plans.items():
         if plan.fate == "reduced" and _is_few_squares(chain, plan, r, plans):

@@ -100,13 +100,13 @@ def stage_sizes(sizes: Size | Sequence[Size], count: int, name: str) -> list[Siz
     return list(sizes)
 
 
-def check_sizes(chain: StageChain, request: ReductionRequest) -> list[Size]:
-    """Return the points of each stage of a chain, as asked.
+def check_sizes(chain: StageChain, request: ReductionRequest) -> list[tuple[Size, Size]]:
+    """Return the points and the modes of each stage of a chain, as asked.
 
     Raises
     ------
     SizeError
-        A size is missing, or too large for its part.
+        A size is missing, or too large for its part, or there is not one for each stage.
     """
     state_dim, points = request.state_dim, request.points
     if not request.is_complete:
@@ -123,7 +123,7 @@ def check_sizes(chain: StageChain, request: ReductionRequest) -> list[Size]:
     for stage, size in zip(chain.stages, sizes, strict=True):
         if isinstance(points, list) and isinstance(size, int) and size > stage.size:
             raise SizeError(too_large(f"points of stage '{stage.name}'", size, stage.size))
-    return sizes
+    return list(zip(sizes, stage_sizes(request.modes, len(chain.stages), "modes"), strict=True))
 
 
 def too_large(name: str, size: int, full: int) -> str:
