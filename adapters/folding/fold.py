@@ -139,11 +139,12 @@ def _sampled(graph: NetworkGraph, fold: SampledFold) -> fx.Node:
 
 def _affine(graph: NetworkGraph, fold: Fold) -> fx.Node:
     call = graph.module.graph.call_function
-    axis, shape = graph.batch_axis(fold.run.target) or 0, graph.sample_shape(fold.run.target)
+    axis, shape = graph.batch_axis(fold.run.target), graph.sample_shape(fold.run.target)
     bias = _tensor(graph, "folded_bias", nn.Parameter(fold.bias))
     if not fold.weights:
         batch = call(torch.ops.aten.sym_size.int, (graph.batched_placeholder, 0))
         return call(torch.ops.aten.expand.default, (bias, [batch, *shape]))
+    assert axis is not None, "a run ends in samples"
     total: Any = None
     for source, weight in zip(fold.run.sources, fold.weights, strict=True):
         matrix = _tensor(graph, "folded_weight", nn.Parameter(weight))

@@ -13,7 +13,7 @@ from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.models.conversion import module_to_chain
 from torchmor.adapters.solving.solve_request import SolveRequest
-from torchmor.adapters.solving.solve_settings import SolveSettings, check_times
+from torchmor.adapters.solving.solve_settings import OWN_OPTIONS, SolveSettings, check_times
 from torchmor.adapters.tracing.classifier import trace
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.errors import InputError, ShapeError
@@ -110,7 +110,7 @@ def reduced_order_model(layer: ReducedODELayer) -> OdeLayerModel:
 
 def time_stepper(settings: SolveSettings) -> LayerTimeStepper:
     """Return the time stepper that does what a layer with these settings does."""
-    if settings.method in TABLEAUX and set(settings.options) <= {"step_size", "interp"}:
+    if settings.method in TABLEAUX and set(settings.options) <= set(OWN_OPTIONS):
         return RungeKuttaTimeStepper(settings.method, settings.t, **settings.options)
     return TorchdiffeqTimeStepper(settings)
 
