@@ -183,14 +183,14 @@ class Measurement:
         """
         network = solved_by(candidate.network, self.name, candidate.solver)
         layer = network.get_submodule(self.name)
-        solved = isinstance(layer, SolvingLayer)
+        solver = str(candidate.solver or solver_name(layer)) if isinstance(layer, SolvingLayer) else None
         predicted = self._reference if network is self.full else predict(network, self.data.test.inputs)
         labels = self.data.test.labels
         return Row(
             method=candidate.method,
             sizes=dict(candidate.sizes),
-            solver=str(candidate.solver or solver_name(layer)) if isinstance(layer, SolvingLayer) else "none",
-            own_solver=solved and candidate.solver is None,
+            solver=solver or "none",
+            own_solver=solver is not None and candidate.solver is None,
             evaluations=evaluations(network, self.name, self._inputs),
             parameters=sum(parameter.numel() for parameter in layer.parameters()),
             validation_accuracy=validation_accuracy(network, self.data),

@@ -70,3 +70,8 @@ class NetworkResult:
     rows: Mapping[int, Sequence[Row]]
     failures: Sequence[str]
     showcase: Showcase
+
+    @property
+    def heading(self) -> str:
+        """Its name in a report."""
+        return f"Network {self.key}: {self.title}"

@@ -213,7 +213,7 @@ class Compression:
         for method, size, sizes, function in together:
             made = cache(partial(function, sizes))
             for i, value in enumerate(sizes):
-                yield Job(method, {size: value}, partial(lambda made, i: made()[i], made, i), not adaptive)
+                yield Job(method, {size: value}, partial(_one_of, made, i), not adaptive)
 
     def showcase(self) -> dict[str, nn.Module]:
         """Return the network reduced with each selection of points, to one of the middle sizes."""
@@ -241,6 +241,10 @@ class Compression:
             )
 
         return make
+
+
+def _one_of(made: Callable[[], Sequence[nn.Module]], i: int) -> nn.Module:
+    return made()[i]
 
 
 def randomise(layer: nn.Module, seed: int) -> None:
