@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-export lint bench clean
+.PHONY: help demo test check fuzz test-export lint bench clean
 
 help: ## Show this list
 	@echo 'torchmor: smaller and faster ODE layers for trained PyTorch networks'
@@ -25,6 +25,10 @@ check: $(INSTALLED) ## Run every law on a few cases, in a minute, for the inner 
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 -q --quick
+
+N ?= 2000
+fuzz: $(INSTALLED) ## Try N=2000 random functions, networks and files; a failing case prints its seed
+	$(BIN)/pytest -q tests/fuzz --fuzz $(N)
 
 test-export: $(INSTALLED) ## Export every catalogue entry to every target (half an hour)
 	$(BIN)/pytest -n 2 -m '' tests/adapters/export

@@ -23,8 +23,10 @@ hypothesis.settings.load_profile("torchmor")
 
 
 def pytest_addoption(parser):
-    """Add what `make check` asks for."""
+    """Add what `make check` and `make fuzz` ask for."""
     parser.addoption("--quick", action="store_true", help="leave out slow tests, and 19 of 20 cases of all others")
+    parser.addoption("--fuzz", type=int, default=200, metavar="N", help="random cases of each fuzz in tests/fuzz")
+    parser.addoption("--fuzz-from", type=int, default=0, metavar="SEED", help="seed of the first of them")
 
 
 def pytest_configure(config):
@@ -55,6 +57,13 @@ def pytest_collection_modifyitems(config, items):
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def fuzz_seeds(request):
+    """Seeds of the random cases of a fuzz; a failing one is tried alone by ``--fuzz 1 --fuzz-from SEED``."""
+    first, count = request.config.getoption("fuzz_from"), request.config.getoption("fuzz")
+    return range(first, first + count)
 
 
 @pytest.fixture(autouse=True)
