@@ -31,6 +31,23 @@ def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Modul
     return copy.deepcopy(network, placed)
 
 
+def uncompiled(network: nn.Module) -> nn.Module:
+    """Return the network that `torch.compile` wrapped; one that is not compiled is returned as it is."""
+    return getattr(network, "_orig_mod", network)
+
+
+def find_module(network: nn.Module, name: str) -> nn.Module:
+    """Return a module of a network by its name.
+
+    Raises
+    ------
+    UnknownLayerError
+        There is none.
+    """
+    modules = dict(network.named_modules(remove_duplicate=False))  # a shared module has several names
+    return modules[name] if name in modules else find_layer(network, name)
+
+
 def find_layer(network: nn.Module, name: str) -> ODELayer:
     """Return the ODE layer of a network by its name in ``network.named_modules()``; "" is the network itself.
 

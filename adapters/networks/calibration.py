@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torchmor.engine.errors import CalibrationError, NonFiniteError
 
@@ -16,6 +17,27 @@ _FORMS = (
 )
 
 
+Arguments = tuple[Any, ...]
+
+#: Which arguments of a call hold a batch along dimension 0.
+Flags = tuple[bool, ...]
+
+
+def length(argument: Any) -> int | None:
+    """Return the common length along dimension 0 of the tensors in an argument; None if there is none."""
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in tree_leaves(argument) if isinstance(leaf, Tensor)}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def samples_of(arguments: Arguments, batched: Flags, rows: Tensor | slice) -> Arguments:
+    """Return arguments with some samples, by their indices or a slice, of those that hold a batch."""
+
+    def chosen(tensor: Tensor) -> Tensor:
+        return tensor[rows.to(tensor.device) if isinstance(rows, Tensor) else rows]
+
+    return tuple(tree_map_only(Tensor, chosen, a) if b else a for a, b in zip(arguments, batched, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """The arguments of one call of the network.
@@ -23,16 +45,20 @@ class Batch:
     Parameters
     ----------
     arguments
-        The arguments; those that are tensors of length `size` along dimension 0 are batched.
+        The arguments.
     samples
         Indices (size,) of the samples in the calibration data.
     index
         Position of the batch in the calibration data.
+    batched
+        Which arguments hold a batch along dimension 0; with none, the batch is one sample that stays whole. None: those
+        as long as the number of samples.
     """
 
-    arguments: tuple[Any, ...]
+    arguments: Arguments
     samples: np.ndarray
     index: int
+    batched: Flags | None = None
 
     @property
     def size(self) -> int:
@@ -41,12 +67,9 @@ class Batch:
 
     def select(self, rows: np.ndarray) -> "Batch":
         """Return the batch of the samples where the mask `rows` (size,) is true."""
-        kept = torch.from_numpy(np.flatnonzero(rows))
-
-        def part(argument: Any) -> Any:
-            return argument[kept.to(argument.device)] if _batch_size(argument) == self.size else argument
-
-        return Batch(tuple(map(part, self.arguments)), self.samples[rows], self.index)
+        batched = self.batched or tuple(length(argument) == self.size for argument in self.arguments)
+        kept = samples_of(self.arguments, batched, torch.from_numpy(np.flatnonzero(rows)))
+        return replace(self, arguments=kept, samples=self.samples[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +92,14 @@ class Calibration:
         Seed of the random numbers that the data draws.
     mask
         Which samples to give (number of samples,); None for all.
+    batched
+        Which arguments of the network hold a batch along dimension 0. With none of them, every batch stays whole and
+        counts as one sample. None: not known yet; those as long as the first, for networks of one argument.
 
     Raises
     ------
     CalibrationError
-        The data is empty, can be read only once, or is in no form of those above.
+        The data is empty, can be read only once, is in no form of those above, or does not have these batches.
     NonFiniteError
         An argument contains NaN or infinity; the message names the batch.
     """
@@ -83,20 +109,17 @@ class Calibration:
     batch_to_inputs: Callable[[Any], Any] | None = None
     seed: int = 0
     mask: np.ndarray | None = None
+    batched: Flags | None = None
 
     def __post_init__(self) -> None:
         data = self.data
         if self.batch_size < 1:
             raise CalibrationError(f"expected batch_size to be at least 1, got {self.batch_size}")
+        if self.batched is not None:
+            object.__setattr__(self, "batched", tuple(map(bool, self.batched)))
         if isinstance(data, Tensor) or _is_arguments(data):
-            lengths = {_batch_size(tensor) for tensor in (data if isinstance(data, tuple) else (data,))}
-            if len(lengths) > 1 or None in lengths:
-                shapes = [tuple(tensor.shape) for tensor in data] if isinstance(data, tuple) else ()
-                raise CalibrationError(
-                    f"expected calibration tensors of one length along dimension 0, got shapes {shapes}: the "
-                    f"tuple holds the arguments of one call; for a sequence of batches use a list"
-                )
-            if lengths == {0}:
+            lengths = {length(tensor) for tensor in (data if isinstance(data, tuple) else (data,))}
+            if 0 in lengths:
                 raise CalibrationError("expected calibration data with at least one sample, got none")
             return
         if isinstance(data, torch.utils.data.Dataset) and not isinstance(data, torch.utils.data.IterableDataset):
@@ -114,16 +137,10 @@ class Calibration:
 
     def __iter__(self) -> Iterator[Batch]:
         first = 0
-        for index, batch in enumerate(self._raw_batches()):
-            arguments = self._arguments(batch, index)
-            size = next((size for size in map(_batch_size, arguments) if size is not None), None)
-            if size is None:
-                raise CalibrationError(
-                    f"expected a Tensor (batch, …) among the arguments of calibration batch {index}, got "
-                    f"{', '.join(type(argument).__name__ for argument in arguments) or 'no arguments'}: "
-                    f"map batches to arguments with batch_to_inputs"
-                )
-            batch = Batch(arguments, np.arange(first, first + size), index)
+        for index, raw in enumerate(self._raw_batches()):
+            arguments = self._arguments(raw, index)
+            size = self._size(arguments, index)
+            batch = Batch(arguments, np.arange(first, first + size), index, self.batched)
             first += size
             if self.mask is not None:
                 if first > len(self.mask):
@@ -139,6 +156,63 @@ class Calibration:
                 "expected calibration data with at least one sample, got none: is the loader empty, or exhausted?"
             )
 
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether the data is a Tensor or a tuple of Tensors, which is split into batches here."""
+        return isinstance(self.data, Tensor) or _is_arguments(self.data)
+
+    def calls(self) -> Iterator[Arguments]:
+        """Yield the arguments of all calls; tensors whose batches are not known yet are one call."""
+        whole = self.in_one_piece and self.batched is None and self.batch_to_inputs is None
+        for index, batch in enumerate([self.data] if whole else self._raw_batches()):
+            yield self._arguments(batch, index)
+
+    def _parts(self) -> Iterator[Any]:
+        """Yield parts of data that is in one piece."""
+        tensors = (self.data,) if isinstance(self.data, Tensor) else self.data
+        known = self.batched is not None and self.batch_to_inputs is None
+        flags = self.batched if known else (True,) * len(tensors)
+        if len(flags) != len(tensors) or not any(flags):
+            yield self.data  # and is told, or stays whole
+            return
+        lengths = {length(tensor) for tensor, flag in zip(tensors, flags, strict=True) if flag}
+        if len(lengths) > 1 or None in lengths:
+            shapes = [tuple(tensor.shape) for tensor in tensors]
+            raise CalibrationError(
+                f"expected calibration tensors of one length along dimension 0, got shapes {shapes}: a tuple holds "
+                "the arguments of one call; for a sequence of batches use a list, and with arguments that hold no "
+                "batch, batched=(True, False, …)"
+            )
+        for start in range(0, lengths.pop() or 0, self.batch_size):
+            part = samples_of(tensors, flags, slice(start, start + self.batch_size))
+            yield part[0] if isinstance(self.data, Tensor) else part
+
+    def _size(self, arguments: Arguments, index: int) -> int:
+        """Return the number of samples."""
+        if self.batched is None:
+            size = next((size for size in map(length, arguments) if size is not None), None)
+            if size is not None:
+                return size
+        elif len(self.batched) != len(arguments):
+            raise CalibrationError(
+                f"expected batched to say of each argument of the network whether it holds a batch, got "
+                f"{len(self.batched)} values for the {len(arguments)} arguments of calibration batch {index}"
+            )
+        elif not any(self.batched):
+            return 1
+        else:
+            sizes = [length(argument) for argument, flag in zip(arguments, self.batched, strict=True) if flag]
+            if len(set(sizes)) == 1 and sizes[0] is not None:
+                return sizes[0]
+            raise CalibrationError(
+                f"expected arguments of one length along dimension 0 where batched={self.batched} says that they hold "
+                f"a batch, got {', '.join(map(_described, arguments))} in calibration batch {index}"
+            )
+        raise CalibrationError(
+            f"expected a Tensor (batch, …) among the arguments of calibration batch {index}, got "
+            f"{', '.join(map(_described, arguments)) or 'no arguments'}: map batches to arguments with batch_to_inputs"
+        )
+
     def count(self) -> int:
         """Return the number of samples, by one pass through the data."""
         return sum(batch.size for batch in self)
@@ -151,19 +225,16 @@ class Calibration:
 
     def total_batches(self) -> int | None:
         """Return the number of batches, where it is known without a pass."""
-        if isinstance(self.data, Tensor) or _is_arguments(self.data):
-            length = len(self.data if isinstance(self.data, Tensor) else self.data[0])
-            return -(-length // self.batch_size)
+        if self.in_one_piece:
+            return sum(1 for _ in self._parts())
         try:
             return len(self.data)
         except TypeError:
             return None
 
     def _raw_batches(self) -> Iterator[Any]:
-        if isinstance(self.data, Tensor):
-            yield from self.data.split(self.batch_size)
-        elif _is_arguments(self.data):
-            yield from zip(*(tensor.split(self.batch_size) for tensor in self.data), strict=True)
+        if self.in_one_piece:
+            yield from self._parts()
         else:
             random = _RandomState(self.seed)
             with random:
@@ -186,11 +257,12 @@ class Calibration:
                 f"{type(inputs).__name__}: {_advice(inputs)}"
             )
         for position, argument in enumerate(inputs):
-            if isinstance(argument, Tensor) and argument.is_floating_point() and not argument.isfinite().all():
-                raise NonFiniteError(
-                    f"expected finite calibration data, got NaN or infinity in batch {index}, argument "
-                    f"{position}: clean the data"
-                )
+            for leaf in tree_leaves(argument):
+                if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
+                    raise NonFiniteError(
+                        f"expected finite calibration data, got NaN or infinity in batch {index}, argument "
+                        f"{position}: clean the data"
+                    )
         return tuple(inputs)
 
 
@@ -225,8 +297,8 @@ def _is_arguments(data: Any) -> bool:
     return isinstance(data, tuple) and bool(data) and all(isinstance(item, Tensor) for item in data)
 
 
-def _batch_size(argument: Any) -> int | None:
-    return argument.shape[0] if isinstance(argument, Tensor) and argument.ndim else None
+def _described(argument: Any) -> str:
+    return str(tuple(argument.shape)) if isinstance(argument, Tensor) else type(argument).__name__
 
 
 def _advice(data: Any) -> str:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from torchmor.adapters.layers.evaluation import evaluation
+
 #: A byte that is written costs as much as so many multiply–adds: about what processors do in the time.
 OPERATIONS_PER_BYTE = 4
 
@@ -20,7 +22,8 @@ def run_cost(layer: nn.Module, y0: Tensor, *others: Any) -> float:
 
     Law: it depends on the layer and the arguments alone, not on the machine.
     """
-    operations, written, _ = count(layer, y0, *others)
+    with evaluation(layer):
+        operations, written, _ = count(layer, y0, *others)
     return (operations + OPERATIONS_PER_BYTE * written) / len(y0)
 
 

@@ -1,4 +1,4 @@
-"""Running somebody's network on a batch, and leaving no trace of it."""
+"""Running somebody's network on a batch."""
 
 import inspect
 from collections.abc import Iterator
@@ -8,39 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchmor.adapters.layers.evaluation import evaluation as evaluation
 from torchmor.adapters.layers.mismatch import explain_mismatch
 from torchmor.adapters.networks.calibration import Batch
 from torchmor.engine.errors import CalibrationError, InputError, TorchmorError
 
 _LABELS = "if the batches hold labels, pass batch_to_inputs=lambda b: b[0]"
-
-
-@contextmanager
-def evaluation(network: nn.Module) -> Iterator[None]:
-    """Run a network in eval mode without gradients, and leave no trace of it.
-
-    Law: afterwards, and after an exception too, the training flag of every submodule, the buffers, and
-    torch's random state are what they were.
-    """
-    training = [(module, module.training) for module in network.modules()]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in network.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices), torch.no_grad():
-        network.eval()
-        try:
-            yield
-        finally:
-            for module, flag in training:
-                module.training = flag
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from torchmor.adapters.layers.chain_module import AffineModule
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
+from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Batch, Calibration
 from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
 from torchmor.adapters.networks.progress import shown
@@ -39,6 +40,7 @@ def distill(
     batch_to_inputs: Callable[[Any], Any] | None = None,
     seed: int = 0,
     progress: bool = True,
+    batched: Sequence[bool] | None = None,
 ) -> nn.Module:
     """Return a copy of a reduced network, its reduced operators tuned to the full network's outputs, without labels.
 
@@ -64,7 +66,7 @@ def distill(
         layer was reduced, for classes with the metrics "agreement" and "accuracy".
     learning_rate
         Of Adam, relative to the root mean square of each parameter tensor; it falls to zero along a cosine.
-    batch_size, batch_to_inputs, seed
+    batch_size, batch_to_inputs, seed, batched
         As in `reduce_network`; the seed is of the order of batches, too.
     progress
         Show progress on a terminal.
@@ -85,8 +87,11 @@ def distill(
             "expected distill(network, reduced, calibration) with a network that reduce_network made, got one without "
             "a reduced layer"
         )
-    data = Calibration(calibration, batch_size, batch_to_inputs, seed)
-    data, held_out = data.split(seed) if validation is None else (data, Calibration(validation, 256, batch_to_inputs))
+    data = with_batched(Calibration(calibration, batch_size, batch_to_inputs, seed, batched=batched), network)
+    if validation is None:
+        data, held_out = data.split(seed)
+    else:
+        held_out = Calibration(validation, 256, batch_to_inputs, batched=data.batched)
     if classes is None:
         known = [layer.explanation.metric for layer in layers if layer.explanation is not None]
         classes = any(metric in ("agreement", "accuracy") for metric in known)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.placing import find_layer, with_layers
@@ -29,15 +30,20 @@ STAND_IN_RTOL = 1e-2
 #: Part of white noise in the directions of class probabilities, so that ties leave no direction unseen.
 FISHER_NOISE = 0.1
 
-Objective = Callable[[Tensor], Tensor]
+Objective = Callable[[Any], Tensor]
 
 
 def values_objective(generator: torch.Generator) -> Objective:
-    """Return a random functional of the output, the same in all its entries: for regression.
+    """Return a random functional of the output, of one tensor or several, the same in all its entries: for regression.
 
     The covariance of its gradients is the squared Jacobian of the output.
     """
-    return lambda output: (output * _normal(output, generator)).sum()
+
+    def objective(output: Any) -> Tensor:
+        parts = [(leaf * _normal(leaf, generator)).sum() for leaf in tree_leaves(output) if _is_real(leaf)]
+        return torch.stack(parts).sum()
+
+    return objective
 
 
 def classes_objective(generator: torch.Generator) -> Objective:
@@ -182,6 +188,10 @@ class _SegmentedLayer(nn.Module):
                     break
                 self.steps *= 2
         self.checked = True
+
+
+def _is_real(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.ode_layer import ODELayer
-from torchmor.adapters.layers.placing import find_layer, with_layers
+from torchmor.adapters.layers.placing import find_layer, find_module, uncompiled, with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import SolvedBlock
 from torchmor.adapters.models.to_pymor import full_order_model
 from torchmor.adapters.models.to_torch import reduced_layer
+from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Calibration
 from torchmor.adapters.networks.cost import OPERATIONS_PER_BYTE, run_cost
 from torchmor.adapters.networks.stand_in import with_ode_layer
@@ -32,6 +34,7 @@ from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, fixed_steps, set_solver, solved_by, solver_name
 from torchmor.engine.errors import (
     LittleGainWarning,
+    NonFiniteError,
     NotReducedWarning,
     SizeError,
     UnknownLayerError,
@@ -55,7 +58,7 @@ class NetworkReductor:
     Parameters
     ----------
     network, name, calibration, metric, objective, validation, batch_to_inputs, batch_size, seed, progress,
-    input_attribute
+    input_attribute, batched
         As in :func:`~torchmor.adapters.reduce_network`.
 
     Raises
@@ -78,11 +81,17 @@ class NetworkReductor:
         seed: int = 0,
         progress: bool = True,
         input_attribute: str | None = None,
+        batched: Sequence[bool] | None = None,
     ):
         _check_not_reduced(network, name)
-        calibration = Calibration(calibration, batch_size, batch_to_inputs, seed)
-        network, name = with_ode_layer(network, name, calibration, input_attribute)
-        self.network, self.name, self.seed, self.progress = network, name, seed, progress
+        network = uncompiled(network)
+        find_module(network, name)
+        _check_finite(network)
+        full = _copied(network)  # the user's own network: what all losses and errors are measured against
+        calibration = Calibration(calibration, batch_size, batch_to_inputs, seed, batched=batched)
+        calibration = with_batched(calibration, full, name, input_attribute)
+        network, layer_name = with_ode_layer(network, name, calibration, input_attribute)
+        self.network, self.name, self.seed, self.progress = network, layer_name, seed, progress
         self.metric, self.objective = check_metric(metric), objective
         self._calibration, held_out = calibration.split(seed)
         if metric == "accuracy" and validation is None:
@@ -91,15 +100,16 @@ class NetworkReductor:
                 'validation=(inputs, labels), or use metric="agreement", which needs no labels'
             )
         self._full_trials: dict[Steps | None, Candidate] = {}
-        self._held_out = Validation(self._copy, name, UnlabelledBatches(held_out), HELD_OUT_SAMPLES)
+        self._held_out = Validation(full, name, layer_name, UnlabelledBatches(held_out), HELD_OUT_SAMPLES)
         self._validation = self._held_out
         if validation is not None:
+            other = Calibration(validation, batch_size, batch_to_inputs, seed, batched=calibration.batched)
             batches = (
-                LabelledBatches(validation, batch_size, batch_to_inputs)
+                LabelledBatches(validation, batch_size, batch_to_inputs, calibration.batched)
                 if metric == "accuracy"
-                else UnlabelledBatches(Calibration(validation, batch_size, batch_to_inputs, seed))
+                else UnlabelledBatches(other)
             )
-            self._validation = Validation(self._copy, name, batches)
+            self._validation = Validation(full, name, layer_name, batches)
 
     def reduce(
         self,
@@ -139,6 +149,10 @@ class NetworkReductor:
         self, request: ReductionRequest, max_loss: float | None, speedup: float | None, solver: FixedSteps | None
     ) -> nn.Module:
         """Return the cheapest copy within a loss, or the best of those that are so much cheaper."""
+        for value, words, possible in ((max_loss, "max_loss", 0), (speedup, "speedup", 1)):
+            if value is not None and not value >= possible:
+                raise ValueError(f"expected {words} to be at least {possible}, got {value!r}")
+        self._validation.check_not_empty()
         tried = solvers(solver)
         full = [self._full_trial(steps) for steps in dict.fromkeys((None, *COARSE, *tried))]
         affordable = float("inf") if speedup is None else full[0].trial.cost / speedup
@@ -208,7 +222,7 @@ class NetworkReductor:
         )
         if not useless:
             self._check_gain(operations, reduced)
-        reduced.usual_distance = self._held_out.usual_distance(reduced)
+        reduced.usual_distance = self._held_out.usual_distance(small.network)
         reduced.record(
             fom=self._offline.reductor.fom,
             bases=reduction.bases,
@@ -240,16 +254,18 @@ class NetworkReductor:
 
     @cached_property
     def _offline(self) -> _Offline:
-        layer, first = find_layer(self._copy, self.name), list[_Example]()
+        layer = find_layer(self._copy, self.name)
+        found: list[_Example] = []
 
         def keep(t: Tensor, y: Tensor, u: Tensor | None) -> None:
-            if not first:
-                first.append(_Example(t.clone(), y[:4].clone(), None if u is None else u[:4].clone()))
+            if not found:
+                found.append(_Example(t.clone(), y[:4].clone(), None if u is None else u[:4].clone()))
 
         with layer.observe(keep):
             snapshots = collect_snapshots(self._copy, self.name, self._calibration, progress=self.progress)
-        (example,) = first
-        fom = full_order_model(layer, example.y, example.u)
+        (example,) = found
+        with evaluation(self._copy):
+            fom = full_order_model(layer, example.y, example.u)
         u = None if example.u is None else snapshots.u
         return _Offline(layer, example, snapshots, SnapshotReductor(fom, snapshots.y, u, snapshots.t, self._gradients))
 
@@ -300,6 +316,12 @@ def _check_not_reduced(network: nn.Module, name: str) -> None:
         )
 
 
+def _check_finite(network: nn.Module) -> None:
+    for key, value in (*network.named_parameters(), *network.named_buffers()):
+        if value.is_floating_point() and value.isnan().any():
+            raise NonFiniteError(f"expected a network with finite weights, got NaN in {key!r}: train it anew")
+
+
 def _copied(network: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(network)
@@ -341,9 +363,8 @@ def _reduced_layer(layer: ODELayer, reduction: Reduction, example: _Example) -> 
 def _operations(f: nn.Module, example: _Example, reduced: ReducedODELayer | None = None) -> int:
     """Multiply–adds of the matrix products and convolutions of one evaluation for one sample."""
     y, u = example.y[:1], None if example.u is None else example.u[:1]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with evaluation(f), FlopCounterMode(display=False) as counter:
         if reduced is None:
-            f = copy.deepcopy(f).eval()  # its own counters do not move
             f(example.t, y, u)
         else:
             f(y.new_zeros(1, reduced.ode.state_size), u, example.t)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchmor.adapters.reduction.metrics import Metric
 from torchmor.adapters.reduction.network_reductor import NetworkReductor
-from torchmor.adapters.solving.steps import FixedSteps
+from torchmor.adapters.solving.steps import FixedSteps, fixed_steps
 from torchmor.engine.sizes import Size
 
 
@@ -36,6 +36,7 @@ def reduce_network(
     seed: int = 0,
     progress: bool = True,
     input_attribute: str | None = None,
+    batched: Sequence[bool] | None = None,
 ) -> nn.Module:
     """Return a copy of a trained network with a reduced ODE layer in place of one of its ODE layers.
 
@@ -117,6 +118,10 @@ def reduce_network(
         For modules that keep the input of their ODE function as an attribute: its path from the module, for example
         "func.u" where ``network.block.func.u`` is set before or in ``network.block(x)``. Its value is a Tensor
         (batch, p) that is constant in time, or a callable of t. The surrounding code goes on to set it as before.
+    batched
+        Which of the network's arguments hold a batch along dimension 0, as ``(True, False)`` for states and times. None
+        finds it by running the network with permuted samples and parts of them. With False for all, batches stay whole,
+        and whole ones are held out: for networks with the batch along another dimension, or of a fixed size.
 
     Returns
     -------
@@ -155,6 +160,7 @@ def reduce_network(
     .. [OPR23] Otto, Padovan, Rowley: Model Reduction for Nonlinear Systems by Balanced Truncation of State and Gradient
        Covariance, SIAM J. Sci. Comput. 2023.
     """
+    solver = fixed_steps(solver)  # refused before anything is computed
     reductor = NetworkReductor(
         network,
         name,
@@ -167,6 +173,7 @@ def reduce_network(
         seed=seed,
         progress=progress,
         input_attribute=input_attribute,
+        batched=batched,
     )
     return reductor.reduce(
         state_dim=state_dim,

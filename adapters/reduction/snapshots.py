@@ -2,7 +2,7 @@
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchmor.adapters.layers.placing import find_layer
+from torchmor.adapters.layers.placing import copied, find_layer, find_module, uncompiled
+from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Batch, Calibration
 from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.adapters.networks.progress import shown
@@ -80,6 +81,7 @@ def collect_snapshots(
     batch_to_inputs: Callable[[Any], Any] | None = None,
     progress: bool = False,
     input_attribute: str | None = None,
+    batched: Sequence[bool] | None = None,
 ) -> Snapshots:
     """Collect the (t, y, u) at which an ODE layer's own solver evaluates the ODE function.
 
@@ -107,7 +109,7 @@ def collect_snapshots(
         Maps a batch to the network's arguments.
     progress
         Show a progress bar, if standard error is a terminal.
-    input_attribute
+    input_attribute, batched
         As in :func:`~torchmor.adapters.reduce_network`.
 
     Raises
@@ -130,7 +132,10 @@ def collect_snapshots(
     if max_snapshots < 1:
         raise ValueError(f"expected max_snapshots to be at least 1, got {max_snapshots}")
     if not isinstance(calibration, Calibration):
-        calibration = Calibration(calibration, batch_size, batch_to_inputs)
+        network = uncompiled(network)
+        find_module(network, name)
+        calibration = Calibration(calibration, batch_size, batch_to_inputs, batched=batched)
+        calibration = with_batched(calibration, copied(network), name, input_attribute)
     network, name = with_ode_layer(network, name, calibration, input_attribute)
     layer = find_layer(network, name)
     reservoir = SnapshotReservoir(max_snapshots)
@@ -165,12 +170,9 @@ class SnapshotReservoir:
         time, evaluation, size = float(t), self.nfe[-1], len(y)
         self.nfe[-1] += 1
         self.t_range = min(self.t_range[0], time), max(self.t_range[1], time)
-        if not all(bool(part.isfinite().all()) for part in (y, u) if part is not None):
-            raise NonFiniteError(
-                f"expected finite states and inputs, got NaN or infinity at t = {time:g} in calibration "
-                f"batch {self.batch.index}: the solution diverges; use smaller steps or an adaptive method, "
-                f"or check the data"
-            )
+        for part in (y, u):
+            if part is not None and not bool(part.isfinite().all()):
+                raise self._non_finite(part, time)
         if not self.heap:
             self._allocate(y, u)
         self._check_shapes(y, u)
@@ -199,6 +201,16 @@ class SnapshotReservoir:
             self.place[row] = position[chosen[i]], evaluation
             if inputs is not None:
                 self.u[row] = inputs[i]
+
+    def _non_finite(self, part: Tensor, time: float) -> NonFiniteError:
+        bad = (~part.isfinite()).flatten(1).any(1).nonzero().flatten().cpu().numpy()
+        samples = sorted({int(self.batch.samples[i * self.batch.size // len(part)]) for i in bad})
+        which = f"sample {samples[0]}" + (f" and {len(samples) - 1} others" if len(samples) > 1 else "")
+        return NonFiniteError(
+            f"expected finite states and inputs, got NaN or infinity at t = {time:g} for {which} of the calibration "
+            f"data (batch {self.batch.index}): the solution diverges there; leave such samples out, or use smaller "
+            "steps or an adaptive method"
+        )
 
     def snapshots(self) -> Snapshots:
         k = len(self.heap)

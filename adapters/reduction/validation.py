@@ -1,18 +1,20 @@
 """Held-out data: what a full network makes of it, and how far a smaller one is from that."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from torchmor.adapters.layers.reduced_layer import ReducedODELayer
-from torchmor.adapters.networks.calibration import Batch, Calibration
-from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
+from torchmor.adapters.layers.evaluation import evaluation
+from torchmor.adapters.networks.batching import sample_dims
+from torchmor.adapters.networks.calibration import Batch, Calibration, Flags
+from torchmor.adapters.networks.evaluation import call_network, recorded_calls
 from torchmor.adapters.reduction.metrics import Metric, loss
-from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError, UnsupportedOperationError
+from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError
 
 #: Of held-out calibration data, at most this many samples are used.
 HELD_OUT_SAMPLES = 512
@@ -20,11 +22,10 @@ HELD_OUT_SAMPLES = 512
 
 @dataclass(frozen=True, eq=False)
 class _Outputs:
-    """What a network makes of a batch: its output, and the states and outputs of its ODE layer in all calls."""
+    """What a network makes of a batch: its output, and that of what solves the ODE in it, in all calls."""
 
     network: Any
-    layer: Tensor
-    states: tuple[Tensor, ...]
+    layer: Any
 
 
 class Validation:
@@ -33,9 +34,11 @@ class Validation:
     Parameters
     ----------
     network
-        The full network.
+        The full network, as its user has it.
     name
-        Name of its ODE layer, and of the layer in its place.
+        Name of its module that solves the ODE, and of what stands in its place in smaller copies.
+    layer_name
+        Name of the ODE layer in smaller copies: `name`, or inside of that.
     batches
         Batches of arguments, each with its labels or None.
     limit
@@ -46,10 +49,11 @@ class Validation:
         self,
         network: nn.Module,
         name: str,
+        layer_name: str,
         batches: Iterable[tuple[Batch, Tensor | None]],
         limit: float = float("inf"),
     ):
-        self.network, self.name = network, name
+        self.network, self.name, self.layer_name = network, name, layer_name
         self._batches, self._limit = batches, limit
 
     @cached_property
@@ -63,6 +67,20 @@ class Validation:
                 if samples >= self._limit:
                     break
         return results
+
+    def check_not_empty(self) -> None:
+        """Check that there is something to compare on.
+
+        Raises
+        ------
+        CalibrationError
+            There is no batch.
+        """
+        if not self.full:
+            raise CalibrationError(
+                "expected calibration samples that can be held out to choose sizes by, got one sample: give more of "
+                "them, or validation=…, or state_dim and points"
+            )
 
     def errors(self, small: nn.Module) -> dict[str, float]:
         """Return relative errors ``‖small − full‖ / ‖full‖`` of the outputs of layer and network.
@@ -79,11 +97,9 @@ class Validation:
                     reduced = self._run(small, batch)
                 except SolverError as error:
                     raise _unstable() from error
-                for key, exact, value in (
-                    ("layer output", full.layer, reduced.layer),
-                    ("network output", full.network, reduced.network),
-                ):
-                    if isinstance(exact, Tensor) and exact.is_floating_point():
+                pairs = {"layer output": (full.layer, reduced.layer), "network output": (full.network, reduced.network)}
+                for key, outputs in pairs.items():
+                    for exact, value in zip(*map(_real_parts, outputs), strict=True):
                         known = exact.isfinite()  # a network may mask its output with infinity
                         exact, value = exact[known].double(), value[known].double()
                         entry = sums.setdefault(key, [0.0, 0.0])
@@ -94,9 +110,17 @@ class Validation:
             raise _unstable()
         return errors
 
-    def usual_distance(self, layer: ReducedODELayer) -> float | None:
-        """Return the largest distance of the layer's initial states from its reduced space; None without data."""
-        found = [float(layer.distance(state).max()) for _, _, full in self.full for state in full.states if len(state)]
+    def usual_distance(self, small: nn.Module) -> float | None:
+        """Return the largest distance of initial states from the reduced space of a smaller network's layer.
+
+        None without data.
+        """
+        layer = small.get_submodule(self.layer_name)
+        found = []
+        with evaluation(small), recorded_calls(layer) as calls:
+            for batch, _, _ in self.full:
+                call_network(small, batch)
+            found = [float(layer.distance(arguments[0]).max()) for arguments, _ in calls if len(arguments[0])]
         return max(found, default=None)
 
     def loss(self, metric: Metric, small: nn.Module) -> float:
@@ -109,15 +133,42 @@ class Validation:
             except SolverError:
                 return float("inf")
         labels = [labels for _, labels, _ in self.full if labels is not None]
-        counts = [batch.size for batch, _, _ in self.full]
-        reference = _samples_first([full.network for _, _, full in self.full], counts)
-        return loss(metric, _samples_first(outputs, counts), reference, torch.cat(labels) if labels else None)
+        reference = self._joined([full.network for _, _, full in self.full])
+        return loss(metric, self._joined(outputs), reference, torch.cat(labels) if labels else None)
 
     def _run(self, network: nn.Module, batch: Batch) -> _Outputs:
         with recorded_calls(network.get_submodule(self.name)) as calls:
             output = call_network(network, batch)
-        layer = torch.cat([value.flatten() for _, value in calls])
-        return _Outputs(output, layer, tuple(arguments[0] for arguments, _ in calls))
+        return _Outputs(output, [value for _, value in calls])
+
+    @cached_property
+    def _sample_dims(self) -> list[int]:
+        """Where samples lie in each tensor of the output; 0 where batches stay whole."""
+        batch = self.full[0][0]
+        if batch.batched is None or not any(batch.batched):
+            return [0] * len(_tensors(self.full[0][2].network))
+        return [dim or 0 for dim in sample_dims(self.network, batch.arguments, batch.batched)]
+
+    def _joined(self, outputs: list[Any]) -> Any:
+        """Put outputs of batches together, samples first; what has several lengths becomes one vector."""
+        leaves, form = tree_flatten(outputs[0])
+        columns = zip(*(_tensors(output) for output in outputs), strict=True)
+        joined = iter([_cat(column, dim) for column, dim in zip(columns, self._sample_dims, strict=True)])
+        return tree_unflatten([next(joined) if isinstance(leaf, Tensor) else leaf for leaf in leaves], form)
+
+
+def _cat(parts: Sequence[Tensor], dim: int) -> Tensor:
+    moved = [part.movedim(dim, 0) if part.ndim else part[None] for part in parts]
+    alike = len({part.shape[1:] for part in moved}) == 1
+    return torch.cat(moved if alike else [part.flatten() for part in moved])
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _real_parts(output: Any) -> list[Tensor]:
+    return [leaf for leaf in _tensors(output) if leaf.is_floating_point()]
 
 
 class UnlabelledBatches:
@@ -142,6 +193,8 @@ class LabelledBatches:
         Samples of a batch, for Tensors.
     batch_to_inputs
         Maps a batch to the network's arguments.
+    batched
+        Which of these hold a batch.
 
     Raises
     ------
@@ -149,8 +202,10 @@ class LabelledBatches:
         A batch is no pair.
     """
 
-    def __init__(self, data: Any, batch_size: int, batch_to_inputs: Callable[[Any], Any] | None):
-        self._pairs = Calibration(data, batch_size)
+    def __init__(
+        self, data: Any, batch_size: int, batch_to_inputs: Callable[[Any], Any] | None, batched: Flags | None = None
+    ):
+        self._pairs, self._batched = Calibration(data, batch_size), batched
         self._to_inputs = batch_to_inputs or (lambda batch: batch[0])
 
     def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
@@ -162,26 +217,7 @@ class LabelledBatches:
                 )
             inputs = self._to_inputs(pair.arguments)
             inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-            yield Batch(inputs, pair.samples, pair.index), pair.arguments[1]
-
-
-def _samples_first(outputs: list[Any], counts: list[int]) -> Tensor:
-    """Put outputs of batches of so many samples together; those of trajectories have the samples second.
-
-    Sequences of several lengths become one vector of all entries.
-    """
-    if not all(isinstance(output, Tensor) for output in outputs):
-        kinds = sorted({type(output).__name__ for output in outputs})
-        raise UnsupportedOperationError(
-            f"expected a network whose output is one Tensor, to compare by, got {', '.join(kinds)}: give state_dim and "
-            "points, or wrap the network in a module that returns the part that counts"
-        )
-    moved = [
-        output.movedim(1, 0) if output.dim() > 1 and output.shape[0] != count == output.shape[1] else output
-        for output, count in zip(outputs, counts, strict=True)
-    ]
-    alike = len({output.shape[1:] for output in moved}) == 1
-    return torch.cat(moved if alike else [output.flatten() for output in moved])
+            yield Batch(inputs, pair.samples, pair.index, self._batched), pair.arguments[1]
 
 
 def _unstable() -> NonFiniteError:

@@ -34,7 +34,7 @@ def counting(forward=lambda self, x: self.head(self.ode(self.stem(x)))):
     """A reduced network whose stem and head count their calls."""
     torch.manual_seed(0)
     network = Parts(forward, stem=Counted(5, 10), ode=ODELayer(Tanh(10), method="midpoint"), head=Counted(10, 3))
-    small = reduce_network(network, "ode", X, state_dim=4, points=5)
+    small = reduce_network(network, "ode", X, state_dim=4, points=5, batched=(True,))
     small.stem.calls = small.head.calls = 0
     return small
 

@@ -526,10 +526,22 @@ def test_output_that_is_masked_with_infinity():
     assert reduced(network=network).ode.explain().errors["network output"] < 1
 
 
-@pytest.mark.parametrize("output", [lambda y: (y, 1), lambda y: {"y": y}, lambda y: y.argmax(1), lambda y: None])
-def test_network_output_of_any_kind(output):
+def with_output(output):
+    torch.manual_seed(0)
     parts = {"stem": nn.Linear(5, 10), "ode": ODELayer(Tanh(10))}
-    network = Parts(lambda self, x: output(self.ode(self.stem(x))), **parts).double()
+    return Parts(lambda self, x: output(self.ode(self.stem(x))), **parts).double()
+
+
+@pytest.mark.parametrize("output", [lambda y: (y, 1), lambda y: {"y": y, "z": 2 * y}])
+def test_several_outputs(output):
+    """Law: losses, gradients and errors of several outputs are those of all their entries."""
+    errors = reduced(network=with_output(output)).ode.explain().errors
+    assert errors == pytest.approx(reduced(network=with_output(lambda y: y)).ode.explain().errors, rel=0.2)
+
+
+@pytest.mark.parametrize("output", [lambda y: y.argmax(1), lambda y: None])
+def test_output_without_gradients(output):
+    network = with_output(output)
     assert set(reduced(network=network, **CLASSIC).ode.explain().errors) == {"layer output"}
     with pytest.raises(
         UnsupportedOperationError, match=r'differentiated .* objective=lambda output: …, or use basis="pod"'
@@ -611,7 +623,7 @@ ERRORS = {
     "returned shape": (
         {"network": with_function(lambda y: y[:, :7])},
         SignatureError,
-        r"returned shape \(32, 7\) for a state of shape \(32, 10\): torchmor needs dy/dt",
+        r"returned shape \(40, 7\) for a state of shape \(40, 10\): torchmor needs dy/dt",
     ),
     "returned dtype": ({"network": with_function(lambda y: y.float())}, SignatureError, "returned torch.float32"),
     "returned tuple": ({"network": with_function(lambda y: (y,))}, SignatureError, "returned a tuple"),

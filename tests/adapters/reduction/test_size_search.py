@@ -192,4 +192,4 @@ def test_refusals():
             return y, y
 
     with pytest.raises(UnsupportedOperationError, match="whose output is one Tensor"):
-        reduce_network(Two(), "net.1", X, objective=lambda output: output[0].sum())
+        reduce_network(Two(), "net.1", X, metric="agreement", objective=lambda output: output[0].sum())
