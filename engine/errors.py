@@ -85,5 +85,9 @@ class LittleGainWarning(UserWarning):
     """The reduced layer costs hardly less than the full one: a reduction does not pay at these sizes."""
 
 
+class NotCompiledWarning(UserWarning):
+    """A network is compiled by `torch.compile`; its original is used, and the result is not compiled."""
+
+
 class OutsideCalibrationWarning(UserWarning):
     """A state is farther from the reduced space than those of the calibration data."""

@@ -28,6 +28,9 @@ ALLOWED, MOST_ALLOWED = 1e4, 0.05
 #: Batches that are looked at.
 TRIED_BATCHES = 3
 
+#: Operations whose results are random numbers and nothing else.
+_NOISE = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "uniform_", "normal_", "bernoulli_"}
+
 _WAY_OUT = (
     "say which arguments of the network hold a batch along dimension 0, as batched=(True, False, …); with False for "
     "all, batches stay whole, and whole ones are held out, for samples along another dimension, or a fixed number"
@@ -246,7 +249,7 @@ class _EqualNoise(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded in func.tags and isinstance(result, Tensor):
+        if func.overloadpacket.__name__ in _NOISE:
             for dim in (dim for dim, length in enumerate(result.shape) if length == self.size):
                 result.copy_(result.narrow(dim, 0, 1).expand_as(result).clone())
         return result

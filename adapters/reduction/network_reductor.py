@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.ode_layer import ODELayer
-from torchmor.adapters.layers.placing import find_layer, find_module, uncompiled, with_layers
+from torchmor.adapters.layers.placing import copied, find_layer, find_module, uncompiled, with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import SolvedBlock
 from torchmor.adapters.models.to_pymor import full_order_model
@@ -38,7 +37,6 @@ from torchmor.engine.errors import (
     NotReducedWarning,
     SizeError,
     UnknownLayerError,
-    UnsupportedOperationError,
 )
 from torchmor.engine.explanation import Explanation, Trial
 from torchmor.engine.reduction import Reduction, SnapshotReductor
@@ -87,7 +85,7 @@ class NetworkReductor:
         network = uncompiled(network)
         find_module(network, name)
         _check_finite(network)
-        full = _copied(network)  # the user's own network: what all losses and errors are measured against
+        full = copied(network)  # the user's own network: what all losses and errors are measured against
         calibration = Calibration(calibration, batch_size, batch_to_inputs, seed, batched=batched)
         calibration = with_batched(calibration, full, name, input_attribute)
         network, layer_name = with_ode_layer(network, name, calibration, input_attribute)
@@ -250,7 +248,7 @@ class NetworkReductor:
 
     @cached_property
     def _copy(self) -> nn.Module:
-        return _copied(self.network)  # calibration moves counters and caches of a copy only
+        return copied(self.network)  # calibration moves counters and caches of a copy only
 
     @cached_property
     def _offline(self) -> _Offline:
@@ -317,19 +315,9 @@ def _check_not_reduced(network: nn.Module, name: str) -> None:
 
 
 def _check_finite(network: nn.Module) -> None:
-    for key, value in (*network.named_parameters(), *network.named_buffers()):
-        if value.is_floating_point() and value.isnan().any():
-            raise NonFiniteError(f"expected a network with finite weights, got NaN in {key!r}: train it anew")
-
-
-def _copied(network: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(network)
-    except RuntimeError as error:
-        raise UnsupportedOperationError(
-            f"expected a network that can be copied, got one that cannot ({error}): detach tensors that it keeps from "
-            "earlier calls"
-        ) from error
+    for key, value in network.named_parameters():
+        if not value.isfinite().all():
+            raise NonFiniteError(f"expected a network with finite weights, got NaN or infinity in {key!r}")
 
 
 @dataclass(frozen=True, eq=False)
