@@ -1,5 +1,6 @@
 """Export to AOTInductor packages, ``.pt2``: compiled for this machine."""
 
+import io
 import os
 import shutil
 
@@ -28,18 +29,20 @@ def export_inductor(
     path = suffixed(path, ".pt2")
     module = exportable(module)
     program = trace(module, example)
+    written = io.BytesIO()  # on a full disk, torch's own writing would end the process
+    try:
+        with torch.no_grad(), quiet():
+            torch._inductor.aoti_compile_and_package(
+                program,
+                package_path=written,
+                inductor_configs={"aot_inductor.metadata": {KEY: note(module, program)}},
+            )
+    except Exception as error:
+        compiler = os.environ.get("CXX", "g++")
+        fix = "see the error above" if shutil.which(compiler) else "install a C++ compiler, or set CXX to one"
+        raise ExportError(f"AOTInductor could not compile the module ({first_line(error)}): {fix}") from error
     with atomic_path(path) as temporary:
-        try:
-            with torch.no_grad(), quiet():
-                torch._inductor.aoti_compile_and_package(
-                    program,
-                    package_path=os.fspath(temporary),
-                    inductor_configs={"aot_inductor.metadata": {KEY: note(module, program)}},
-                )
-        except Exception as error:
-            compiler = os.environ.get("CXX", "g++")
-            fix = "see the error above" if shutil.which(compiler) else "install a C++ compiler, or set CXX to one"
-            raise ExportError(f"AOTInductor could not compile the module ({first_line(error)}): {fix}") from error
+        temporary.write_bytes(written.getbuffer())
         with quiet():
             loaded = torch._inductor.aoti_load_package(os.fspath(temporary))
         agreement = compare(lambda a: pytree.tree_leaves(loaded(*a)), module, example, "AOTInductor")
