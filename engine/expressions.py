@@ -147,11 +147,15 @@ class Expression:
 
     def evaluate(self, table: Mapping[str, Callable[..., Any]], arguments: Sequence[Any]) -> Any:
         """Value at arrays or tensors that broadcast against each other; constants stay Python floats."""
+        return self.slots(table, arguments)[-1]
+
+    def slots(self, table: Mapping[str, Callable[..., Any]], arguments: Sequence[Any]) -> list[Any]:
+        """Values of all slots, as `evaluate` computes them."""
         slots = list(arguments)
         for instruction in self.instructions:
             operands = [slots[int(o[1:])] if isinstance(o, str) else o for o in instruction.operands]
             slots.append(table[instruction.function](*operands, **dict(instruction.parameters)))
-        return slots[-1]
+        return slots
 
     def substitute(self, operands: Sequence["Expression | float"]) -> "Expression":
         """Composition φ(e_0(a), …, e_{arity-1}(a)), each instruction that occurs in several places once.
