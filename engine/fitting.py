@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from torchmor.engine import functions
 from torchmor.engine.affine import AffineMap, Lift
-from torchmor.engine.normalisation import fitted_argument, sources_read
+from torchmor.engine.normalisation import absorbing_form, fitted_argument, sources_read
 from torchmor.engine.quadratics import factors
 from torchmor.engine.regression import Regression, fitted_columns, regress, regress_nonnegative
 from torchmor.engine.stages import Stage, StageChain
@@ -134,11 +134,26 @@ class _Fit:
         if self.absorbed.isdisjoint(stage.argument.sources):
             stage = replace(stage, argument=self._beside_the_exact_part(stage.name, stage.argument))
         else:
-            expression, values = fitted_argument(stage, self.true)
-            stage = Stage(stage.name, expression, self._as_a_whole(stage.name, stage.argument, values))
+            stage = self._without_absorbed(stage)
         g = functions.evaluate(stage.expression, stage.split(stage.argument.apply(self.reduced)))
         self.reduced[stage.name] = np.broadcast_to(g, (stage.size, self.columns))
         return stage
+
+    def _without_absorbed(self, stage: Stage) -> Stage:
+        """Return a stage that reads absorbed ones as a function of the others: its quotients are fitted as a whole."""
+        name, form = stage.name, absorbing_form(self.chain, stage, self.absorbed)
+        expression, values = fitted_argument(stage, form, self.true)
+        if form is None:
+            return Stage(name, expression, self._as_a_whole(name, stage.argument, values))
+        whole = _part(stage, sorted(form.numerators | form.divisors))
+        found = [self._as_a_whole(name, whole, values[: len(form.quotients) * stage.size])]
+        for i in form.others:
+            part = _part(stage, [i])
+            if self.absorbed.isdisjoint(part.sources):
+                found.append(self._beside_the_exact_part(name, part))
+            else:
+                found.append(self._as_a_whole(name, part, part.apply(self.true)))
+        return Stage(name, expression, AffineMap.stacked(found))
 
     def output(self) -> AffineMap:
         """Return the fitted map to the projected f; all stages come before it."""
@@ -180,12 +195,20 @@ class _Fit:
     def _note(self, name: str, found: Regression, values: np.ndarray) -> None:
         if found.held_out_error is not None:
             varied = values[:, fitted_columns(values) :] - values.mean(axis=1, keepdims=True)
-            self.errors[name] = found.held_out_error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
+            error = found.held_out_error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
+            self.errors[name] = max(error, self.errors.get(name, 0.0))
 
 
 def _blocks(matrix: np.ndarray, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Return the columns (q, size) of each source."""
     return dict(zip(sizes, np.split(matrix, np.cumsum(list(sizes.values()))[:-1], axis=1), strict=True))
+
+
+def _part(stage: Stage, arguments: Sequence[int]) -> AffineMap:
+    """Return the map to some arguments of a stage, of the sources that they read."""
+    rows = np.concatenate([stage.size * i + np.arange(stage.size) for i in arguments])
+    affine = stage.argument.restrict(rows)
+    return without(affine, [source for source in affine.sources if not len(affine.used(source))])
 
 
 def without(affine: AffineMap, sources: list[str]) -> AffineMap:

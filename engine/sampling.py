@@ -13,7 +13,7 @@ from torchmor.engine.bases import SPECTRUM, PodBasis, pod
 from torchmor.engine.errors import SizeError
 from torchmor.engine.fitting import Training, without
 from torchmor.engine.matching_pursuit import matching_pursuit
-from torchmor.engine.normalisation import fitted_argument, sources_read
+from torchmor.engine.normalisation import absorbing_form, fitted_argument, sources_read
 from torchmor.engine.planning import StagePlan
 from torchmor.engine.points import (
     NESTED,
@@ -151,6 +151,7 @@ class StageSampler:
             if absorbed.isdisjoint(part.argument.sources):
                 shares.append(own(part.argument))
             else:
-                shares.append(fitted_argument(part, self.training.sources)[1])
+                form = absorbing_form(self.chain, part, absorbed)
+                shares.append(fitted_argument(part, form, self.training.sources)[1])
         centred = [share - share.mean(axis=1, keepdims=True) for share in shares]
         return np.concatenate([share / max(np.linalg.norm(share), np.finfo(float).tiny) for share in centred])

@@ -89,7 +89,7 @@ def _ode_lines(ode: ChainModule, arrays: dict[str, np.ndarray]) -> list[str]:
         names = [f"a{k}"] if expression.arity == 1 else [f"a{k}_{i}" for i in range(1, expression.arity + 1)]
         for name, rows in zip(names, np.split(np.arange(argument.weight.shape[0]), expression.arity), strict=True):
             lines.append(f"{name} = {_affine(arrays, argument, name.replace('a', 'A'), name.replace('a', 'b'), rows)}")
-        lines.append(f"g{k} = {expression.text(names)}")
+        lines += expression.statements(names, f"g{k}", f"g{k}_")
     lines.append(f"dz/dt = {_affine(arrays, ode.output, 'B', 'b')}")
     return lines
 
