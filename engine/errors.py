@@ -85,5 +85,9 @@ class LittleGainWarning(UserWarning):
     """The reduced layer costs hardly less than the full one: a reduction does not pay at these sizes."""
 
 
+class NothingLearntWarning(UserWarning):
+    """Distillation found nothing better: the network came back as it was."""
+
+
 class OutsideCalibrationWarning(UserWarning):
-    """A state is farther from the reduced space than those of the calibration data."""
+    """A state is farther from the reduced space than those of the calibration data, or not finite."""

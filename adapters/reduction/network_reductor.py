@@ -205,6 +205,7 @@ class NetworkReductor:
             metric=self.metric if isinstance(self.metric, str) else "a function",
             curve=curve,
             chosen=chosen,
+            fingerprint=reduced.fingerprint(),
         )
         if not useless:
             self._check_gain(operations, reduced)
