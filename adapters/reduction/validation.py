@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.calibration import Batch, Calibration
 from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
+from torchmor.adapters.reduction.adaptive_solves import TooManyEvaluationsError
 from torchmor.adapters.reduction.metrics import Metric, loss
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError, UnsupportedOperationError
 
@@ -71,14 +72,18 @@ class Validation:
         ------
         NonFiniteError
             The smaller network has no finite solution.
+        TooManyEvaluationsError
+            Its solver was stopped.
         """
         sums: dict[str, list[float]] = {}
         with evaluation(small):
             for batch, _, full in self.full:
                 try:
                     reduced = self._run(small, batch)
+                except TooManyEvaluationsError:
+                    raise
                 except SolverError as error:
-                    raise _unstable() from error
+                    raise unstable() from error
                 for key, exact, value in (
                     ("layer output", full.layer, reduced.layer),
                     ("network output", full.network, reduced.network),
@@ -91,7 +96,7 @@ class Validation:
                         entry[1] += float(exact.square().sum())
         errors = {key: (error / max(norm, 1e-300)) ** 0.5 for key, (error, norm) in sums.items()}
         if not all(error < float("inf") for error in errors.values()):
-            raise _unstable()
+            raise unstable()
         return errors
 
     def usual_distance(self, layer: ReducedODELayer) -> float | None:
@@ -184,7 +189,8 @@ def _samples_first(outputs: list[Any], counts: list[int]) -> Tensor:
     return torch.cat(moved if alike else [output.flatten() for output in moved])
 
 
-def _unstable() -> NonFiniteError:
+def unstable() -> NonFiniteError:
+    """Return the error of a reduced layer without a finite solution."""
     return NonFiniteError(
         "expected a finite solution of the reduced layer on held-out calibration data, got one that grows without "
         "bound: its ODE is unstable at these sizes; ask for a larger state_dim, or other points"
