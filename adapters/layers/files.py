@@ -210,7 +210,7 @@ def _config(layer: ReducedODELayer) -> dict[str, Any]:
             "expressions": [expression.to_json() for expression in ode.expressions],
             "maps": [[list(m.sources.items()), m.weight.shape[0]] for m in (*ode.stages, ode.output)],
         },
-        "explanation": None if layer.explanation is None else layer.explanation.to_json(),
+        "explanation": None if layer.explanation is None else layer.explain().to_json(),
         "usual_distance": layer.usual_distance,
     }
 

@@ -51,7 +51,7 @@ def _layer(name: str, layer: ReducedODELayer) -> list[str]:
         *(f"    {line}" for line in str(entries["shapes"]).splitlines()),
     ]
     if layer.explanation is not None:
-        lines += ["  explanation", *(f"    {line}".rstrip() for line in str(layer.explanation).splitlines())]
+        lines += ["  explanation", *(f"    {line}".rstrip() for line in str(layer.explain()).splitlines())]
     return lines
 
 
