@@ -51,9 +51,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 os.replace(temporary, target)
                 _synchronise(temporary.parent)
     except OSError as error:
-        if error.filename is None or _TEMPORARY.fullmatch(os.path.basename(os.fsdecode(error.filename))):
-            error.filename, error.filename2 = os.fspath(path), None
-        raise
+        name = error.filename
+        if error.errno is None or not (name is None or _TEMPORARY.fullmatch(os.path.basename(os.fsdecode(name)))):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def _mode(target: str) -> int | None:
