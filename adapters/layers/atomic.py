@@ -35,14 +35,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     OSError
         The path cannot be written; it, and not the temporary path, is named.
     """
-    target = os.path.realpath(path)
     try:
-        mode = _mode(target)
+        mode = _mode(path)
+        target = os.path.realpath(path)
         through = mode is not None and not stat.S_ISREG(mode)
         with _temporary(tempfile.gettempdir() if through else os.path.dirname(target), Path(path).suffix) as temporary:
             yield temporary
             if through:
-                with temporary.open("rb") as source, open(target, "wb") as device:
+                with temporary.open("rb") as source, open(path, "wb") as device:
                     shutil.copyfileobj(source, device)
             else:
                 if mode is not None:
@@ -51,23 +51,21 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
                 os.replace(temporary, target)
                 _synchronise(temporary.parent)
     except OSError as error:
-        if error.filename is None or _TEMPORARY.fullmatch(os.path.basename(os.fsdecode(error.filename))):
-            error.filename, error.filename2 = os.fspath(path), None
-        raise
+        name = error.filename
+        if error.errno is None or not (name is None or _TEMPORARY.fullmatch(os.path.basename(os.fsdecode(name)))):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
-def _mode(target: str) -> int | None:
+def _mode(path: str | os.PathLike[str]) -> int | None:
     """Return the mode of what is there, None for nothing; told now, before a long computation of what to write."""
     try:
-        mode = os.lstat(target).st_mode
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
         return None
-    if stat.S_ISLNK(mode):  # only links in a circle are left
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
-    if not os.access(target, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), target)
+    for code, wrong in ((errno.EISDIR, stat.S_ISDIR(mode)), (errno.EACCES, not os.access(path, os.W_OK))):
+        if wrong:
+            raise OSError(code, os.strerror(code), os.fspath(path))
     return mode
 
 

@@ -168,3 +168,19 @@ def test_write_protected_file_stays(tmp_path):
     with pytest.raises(PermissionError), atomic_path(path):
         pytest.fail("told before anything is computed")
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("error", [OSError("of the writer"), OSError(5, "of a disk", "another file")])
+def test_errors_of_others_stay_as_they_are(tmp_path, error):
+    with pytest.raises(OSError, match=r"of the writer|of a disk: 'another file'"), atomic_path(tmp_path / "file"):
+        raise error
+
+
+def test_errors_name_the_path(tmp_path, monkeypatch):
+    def full(*paths):
+        raise OSError(28, "No space left", *paths)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left: '.*/file'$"):
+        write(tmp_path / "file")
+    assert os.listdir(tmp_path) == []
