@@ -5,12 +5,12 @@ import shutil
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.graph import announce, exportable, first_line, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
 from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.solving.torch_private import aoti_compile_and_package, aoti_load_package, tree_leaves
 from torchmor.engine.errors import ExportError
 
 
@@ -31,7 +31,7 @@ def export_inductor(
     with atomic_path(path) as temporary:
         try:
             with torch.no_grad(), quiet():
-                torch._inductor.aoti_compile_and_package(
+                aoti_compile_and_package(
                     program,
                     package_path=os.fspath(temporary),
                     inductor_configs={"aot_inductor.metadata": {KEY: note(module, program)}},
@@ -41,7 +41,7 @@ def export_inductor(
             fix = "see the error above" if shutil.which(compiler) else "install a C++ compiler, or set CXX to one"
             raise ExportError(f"AOTInductor could not compile the module ({first_line(error)}): {fix}") from error
         with quiet():
-            loaded = torch._inductor.aoti_load_package(os.fspath(temporary))
-        agreement = compare(lambda a: pytree.tree_leaves(loaded(*a)), module, example, "AOTInductor")
+            loaded = aoti_load_package(os.fspath(temporary))
+        agreement = compare(lambda a: tree_leaves(loaded(*a)), module, example, "AOTInductor")
     announce(verbose, path, "AOTInductor package", agreement)
     return agreement

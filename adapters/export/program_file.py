@@ -4,12 +4,12 @@ import os
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.graph import announce, exportable, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
 from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.solving.torch_private import tree_leaves
 
 
 def export_program(
@@ -55,6 +55,6 @@ def export_program(
         with quiet():
             torch.export.save(program, temporary, extra_files={KEY: note(module, program)})
             loaded = torch.export.load(temporary).module()
-        agreement = compare(lambda a: pytree.tree_leaves(loaded(*a)), module, example, "torch.export")
+        agreement = compare(lambda a: tree_leaves(loaded(*a)), module, example, "torch.export")
     announce(verbose, path, "torch.export program", agreement)
     return agreement
