@@ -5,12 +5,12 @@ import os
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.graph import announce, exportable, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
 from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.solving.torch_private import tree_leaves
 
 
 def export_program(
@@ -59,7 +59,7 @@ def export_program(
         torch.export.save(program, written, extra_files={KEY: note(module, program)})
         written.seek(0)
         loaded = torch.export.load(written).module()
-    agreement = compare(lambda a: pytree.tree_leaves(loaded(*a)), module, example, "torch.export")
+    agreement = compare(lambda a: tree_leaves(loaded(*a)), module, example, "torch.export")
     with atomic_path(path) as temporary:
         temporary.write_bytes(written.getbuffer())
     announce(verbose, path, "torch.export program", agreement)

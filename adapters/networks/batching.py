@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.placing import copied, find_layer
@@ -20,6 +18,7 @@ from torchmor.adapters.models.to_pymor import full_order_model
 from torchmor.adapters.networks.calibration import Arguments, Batch, Calibration, Flags, length, samples_of
 from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.networks.stand_in import with_ode_layer
+from torchmor.adapters.solving.torch_private import TorchDispatchMode, tree_leaves
 from torchmor.engine.errors import CalibrationError
 
 #: Permuted samples give permuted outputs to so many units of rounding, relative to the largest value; but not beyond.

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from torchmor.adapters.networks import torchdyn_layers
 from torchmor.adapters.networks.interception import intercepted
+from torchmor.adapters.solving.torch_private import tree_map_only
 
 
 @dataclass(eq=False)

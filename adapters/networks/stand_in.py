@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.layers.ode_layer import ODELayer, call_convention
 from torchmor.adapters.layers.placing import copied, find_layer
@@ -21,6 +20,7 @@ from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.call_forms import ADVICE, call_form
 from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, watched
+from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import InputError, TorchmorError, UnknownLayerError, UnsupportedOperationError
 from torchmor.engine.tableaux import OWN_METHODS
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.placing import copied, find_layer, with_layers
@@ -17,6 +16,7 @@ from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.adapters.networks.progress import shown
 from torchmor.adapters.reduction.snapshots import SnapshotReservoir
 from torchmor.adapters.solving.solve_settings import FIXED_GRID_METHODS
+from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import CalibrationError, UnsupportedOperationError
 from torchmor.engine.grids import step_grid
 

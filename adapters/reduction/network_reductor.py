@@ -302,8 +302,8 @@ class NetworkReductor:
         instead = (
             "looser tolerances may do, or a solver with fixed steps; none that were tried come as near"
             if steps is None
-            else f"solver=({steps.method!r}, {steps.count}) does the same within its tolerances on held-out calibration "
-            f"data (relative difference {steps.error:.2g})"
+            else f"solver=({steps.method!r}, {steps.count}) does the same within its tolerances on held-out "
+            f"calibration data (relative difference {steps.error:.2g})"
         )
         warnings.warn(
             f"the reduced layer's {reduced.method} evaluates its ODE function up to {evaluations:,} times in a forward "

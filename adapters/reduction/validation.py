@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.networks.batching import sample_dims
@@ -15,6 +14,7 @@ from torchmor.adapters.networks.calibration import Batch, Calibration, Flags
 from torchmor.adapters.networks.evaluation import call_network, recorded_calls
 from torchmor.adapters.reduction.adaptive_solves import TooManyEvaluationsError
 from torchmor.adapters.reduction.metrics import Metric, loss
+from torchmor.adapters.solving.torch_private import tree_flatten, tree_leaves, tree_unflatten
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError
 
 #: Of held-out calibration data, at most this many samples are used.

@@ -233,7 +233,7 @@ def test_same_layer_gives_the_same_file(saved, path):
     assert path.read_bytes() == saved
 
 
-def test_permissions_respect_the_umask(saved, path):
+def test_permissions_respect_the_umask(path):
     umask = os.umask(0o027)
     try:
         save(reduced(), path)
