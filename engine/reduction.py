@@ -75,9 +75,12 @@ class SnapshotReductor:
     fom
         Model of :func:`~torchmor.engine.models.ode_layer_model`.
     y, u, t
-        Snapshots: states (n, k), inputs (p, k), times (k,); those of a sample are neighbours.
+        Snapshots: states (n, k), inputs (p, k), times (k,).
     gradients
         Called at most once, for balanced bases: returns gradients (n, l) of the output with respect to states.
+    samples
+        Index (k,) of the sample of each snapshot: whole samples are held out of fits. By default each snapshot is a
+        sample of its own.
 
     References
     ----------
@@ -91,11 +94,12 @@ class SnapshotReductor:
         u: np.ndarray | None = None,
         t: np.ndarray | float = 0.0,
         gradients: Callable[[], np.ndarray] | None = None,
+        samples: np.ndarray | None = None,
     ):
         self.fom, self.y, self.u, self.t = fom, y, u, np.asarray(t, dtype=np.float64)
         self.chain = -fom.operator.chain
         self._gradients = gradients
-        self._sampler = StageSampler(self.chain, y, u, self.t)
+        self._sampler = StageSampler(self.chain, y, u, self.t, samples)
         self._balanced: BalancedBasis | None = None
 
     def reduce(

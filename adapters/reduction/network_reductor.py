@@ -340,7 +340,8 @@ class NetworkReductor:
         with evaluation(self._copy):
             fom = full_order_model(layer, example.y, example.u)
         u = None if example.u is None else snapshots.u
-        return _Offline(layer, example, snapshots, SnapshotReductor(fom, snapshots.y, u, snapshots.t, self._gradients))
+        reductor = SnapshotReductor(fom, snapshots.y, u, snapshots.t, self._gradients, snapshots.sample)
+        return _Offline(layer, example, snapshots, reductor)
 
     def _gradients(self) -> np.ndarray:
         generator = torch.Generator().manual_seed(self.seed)
