@@ -18,12 +18,14 @@ from torch import Tensor, nn
 def untouched(*networks: nn.Module) -> Iterator[None]:
     """Assert that what happens inside leaves the networks and the process as they were, bit for bit."""
     before = _process(), [_network(network) for network in networks]
-    yield
-    after = _process(), [_network(network) for network in networks]
-    changed = [key for key, value in before[0].items() if not _equal(value, after[0][key])]
-    for was, now in zip(before[1], after[1], strict=True):
-        changed += [key for key in was.keys() | now.keys() if not _equal(was.get(key), now.get(key))]
-    assert not changed, f"changed: {', '.join(sorted(changed))}"
+    try:
+        yield
+    finally:  # a refusal changes nothing either
+        after = _process(), [_network(network) for network in networks]
+        changed = {key for key, value in before[0].items() if not _equal(value, after[0][key])}
+        for was, now in zip(before[1], after[1], strict=True):
+            changed |= {key for key in was.keys() | now.keys() if not _equal(was.get(key), now.get(key))}
+        assert not changed, f"changed: {', '.join(sorted(changed))}"
 
 
 def _process() -> dict[str, Any]:
