@@ -89,6 +89,7 @@ class Case:
         self.frozen = chance(0.1)
         self.context = pick(["", "", "", "", "no_grad"])
         self.state_dim, self.points = min(pick([3, 4, 5, 6]), prod(self.shape) - 1), pick([4, 6, 8])
+        self.skip = len(self.layers) > 1 and chance(0.4)
 
     def _layer(self, chance: Callable[[float], bool], pick: Callable[[Any], Any]) -> LayerPlan:
         quirk = pick(list(QUIRKS)) if chance(0.35) else pick(list(REFUSED_QUIRKS)) if chance(0.03) else ""
@@ -115,6 +116,7 @@ class Case:
             str(self.dtype).removeprefix("torch."),
             "×".join(map(str, self.shape)),
             " → ".join(f"{width} ({plan})" for width, plan in zip(self.widths, self.layers, strict=True)),
+            "first layer to the end too" if self.skip else "",
             f"end {self.end}",
             self.weights if self.weights != "plain" else "",
             f"gain {self.gain:.1f}",

@@ -149,6 +149,7 @@ class Field(nn.Module):
             Layer(case, plan, *pair) for plan, pair in zip(case.layers, pairwise(widths), strict=True)
         )
         self.out = Mix(case, widths[-1], case.moving)
+        self.skip = Mix(case, widths[1], case.moving) if case.skip else None
         if case.inputs:
             self.read = nn.Linear(case.inputs, case.moving * prod(case.shape[1:]), bias=False)
         self.forcing = nn.Parameter(torch.randn(case.moving))
@@ -163,11 +164,15 @@ class Field(nn.Module):
             self.last = t
         if self.scale != 1.0:
             y = y / self.scale
-        h = y
+        values = [y]
         for layer in self.layers:
+            h = values[-1]
             for _ in range(layer.passes):
                 h = layer(t, h)
-        h = self.out(h, t)
+            values.append(h)
+        h = self.out(values[-1], t)
+        if self.skip is not None:
+            h = h + self.skip(values[1], t)
         if u is not None:
             driven = self.read(u).view_as(h)
             h = h + driven if case.input_use == "added" else h * torch.sigmoid(driven) + driven
