@@ -56,7 +56,8 @@ def bounded(
         if inexact & set(stage.argument.sources):
             inexact.add(stage.name)
             if stage.name not in absorbed and any(map(_domain, stage.expression.instructions)):
-                stage = replace(stage, expression=_bounded(part, values, inexact))
+                expression = _bounded(part, values, inexact)
+                stage = stage if expression is stage.expression else replace(stage, expression=expression)
         stages.append(stage)
     same = all(new is old for new, old in zip(stages, chain.stages, strict=True))
     return chain if same else replace(chain, stages=tuple(stages))
