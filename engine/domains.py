@@ -52,10 +52,10 @@ def bounded(
     """
     inexact, stages = {*points, *absorbed}, []
     for stage in chain.stages:
-        part = stage.restrict(points[stage.name]) if stage.name in points else stage
         if inexact & set(stage.argument.sources):
             inexact.add(stage.name)
             if stage.name not in absorbed and any(map(_domain, stage.expression.instructions)):
+                part = stage.restrict(points[stage.name]) if stage.name in points else stage
                 expression = _bounded(part, values, inexact)
                 stage = stage if expression is stage.expression else replace(stage, expression=expression)
         stages.append(stage)

@@ -91,11 +91,12 @@ def quotients_of(chain: StageChain, stage: Stage) -> Quotients | None:
     inverted = {
         one.name
         for one in chain.stages
-        if {i.function for i in one.expression.instructions} <= _PLAIN
+        if one.name in stage.argument.sources
         and any(map(_inverts, one.expression.instructions[-1:]))
+        and {i.function for i in one.expression.instructions} <= _PLAIN
     }
     inverses: list[int] = []
-    if inverted & set(stage.argument.sources):
+    if inverted:
         inverses = [i for i, reads in enumerate(stage.sources_of_arguments()) if reads and reads <= inverted]
     return of_quotients(stage.expression, inverses)
 
