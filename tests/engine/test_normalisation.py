@@ -165,6 +165,13 @@ def test_towers_of_absorbed_stages_are_walked_over_once():
     assert sources_read(chain, chain.output, {stage.name for stage in chain.stages}) == ("y",)
 
 
+def test_products_with_an_inverse_are_quotients():
+    """As root-mean-square normalisation is often written; a product with another stage is none."""
+    for inverse, absorbed in ((torch.rsqrt, {"g1", "g2"}), (torch.sigmoid, set())):
+        f = lambda t, y, u, inverse=inverse: torch.tanh(y * inverse(1e-5 + (y * y).mean(-1, keepdim=True)))  # noqa: E731
+        assert absorbed_stages(trace(f, torch.randn(2, 6, dtype=torch.float64))) == absorbed
+
+
 def test_arguments_of_gates_stay_exact():
     """Only the quotient is fitted: the gate's own rows are those of the full chain."""
     torch.manual_seed(0)
