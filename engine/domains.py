@@ -52,11 +52,12 @@ def bounded(
     """
     inexact, stages = {*points, *absorbed}, []
     for stage in chain.stages:
-        part = stage.restrict(points[stage.name]) if stage.name in points else stage
         if inexact & set(stage.argument.sources):
             inexact.add(stage.name)
             if stage.name not in absorbed and any(map(_domain, stage.expression.instructions)):
-                stage = replace(stage, expression=_bounded(part, values, inexact))
+                part = stage.restrict(points[stage.name]) if stage.name in points else stage
+                expression = _bounded(part, values, inexact)
+                stage = stage if expression is stage.expression else replace(stage, expression=expression)
         stages.append(stage)
     same = all(new is old for new, old in zip(stages, chain.stages, strict=True))
     return chain if same else replace(chain, stages=tuple(stages))

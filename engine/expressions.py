@@ -302,7 +302,7 @@ class Expression:
                 if isinstance(operand, str):
                     uses[int(operand[1:])] += 1
         parts: list[str] = []
-        slots = [(name, _ATOM) for name in names]
+        slots = [(name, _ATOM) for _, name in zip(range(self.arity), names, strict=True)]
         for slot, instruction in enumerate(self.instructions, start=self.arity):
             if not uses[slot]:  # nothing reads it
                 slots.append(("", _ATOM))

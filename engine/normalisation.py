@@ -91,11 +91,12 @@ def quotients_of(chain: StageChain, stage: Stage) -> Quotients | None:
     inverted = {
         one.name
         for one in chain.stages
-        if {i.function for i in one.expression.instructions} <= _PLAIN
+        if one.name in stage.argument.sources
         and any(map(_inverts, one.expression.instructions[-1:]))
+        and {i.function for i in one.expression.instructions} <= _PLAIN
     }
     inverses: list[int] = []
-    if inverted & set(stage.argument.sources):
+    if inverted:
         inverses = [i for i, reads in enumerate(stage.sources_of_arguments()) if reads and reads <= inverted]
     return of_quotients(stage.expression, inverses)
 
@@ -213,11 +214,11 @@ def _inverts(instruction: Instruction) -> bool:
 
 def _fractions(function: str, operands: list[int | None], inverse: list[bool]) -> list[tuple[int, int]]:
     """Return which slots an instruction may divide by which: numerator and divisor."""
-    if function not in ("mul", "div") or None in operands:
+    slots = [slot for slot in operands if slot is not None]
+    if function not in ("mul", "div") or len(slots) < 2:
         return []
-    a, b = operands
-    pairs = [(a, b)] if function == "div" else [(a, b)] * inverse[b] + [(b, a)] * inverse[a]
-    return pairs
+    a, b = slots
+    return [(a, b)] if function == "div" else [(a, b)] * inverse[b] + [(b, a)] * inverse[a]
 
 
 def _ends(expression: Expression, quotients: Collection[int]) -> tuple[list[int], set[int]]:
@@ -241,7 +242,8 @@ def _ends(expression: Expression, quotients: Collection[int]) -> tuple[list[int]
 def _rest(expression: Expression, ends: list[int], others: list[int]) -> Expression:
     """Return a function as one of some of its slots, and of some of its arguments."""
     slots = {slot: f"%{i}" for i, slot in enumerate([*ends, *others])}
-    arity, program = len(slots), []
+    arity = len(slots)
+    program: list[Instruction] = []
     for slot, one in enumerate(expression.instructions, start=expression.arity):
         read = [int(o[1:]) for o in one.operands if isinstance(o, str)]
         if slot not in slots and slots.keys() >= set(read):

@@ -1,5 +1,7 @@
 """Normalisations in fits: which stages are absorbed, what stands for them, and that it is the best of its kind."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,13 @@ from torch import nn
 from catalogue import CATALOGUE, traced
 from torchmor.adapters.tracing.classifier import trace
 from torchmor.engine import functions
+from torchmor.engine.affine import AffineMap
 from torchmor.engine.expressions import Expression, apply_primitive
 from torchmor.engine.fitting import Training, fit_chain
 from torchmor.engine.models import ode_layer_model
 from torchmor.engine.normalisation import absorbed_stages, of_quotients, quotients_of, sources_read
 from torchmor.engine.reduction import SnapshotReductor
+from torchmor.engine.stages import Stage, StageChain
 from torchmor.engine.time_steppers import RungeKuttaTimeStepper
 
 FITTED = {"selection": "omp", "fit": "least_squares"}
@@ -128,6 +132,62 @@ def test_statistics_and_plain_quotients_are_absorbed():
     assert absorbed_stages(chain, {"g1", "g2", "g6"}) == set(), "so do those of a stage that is kept"
     assert sources_read(chain, chain.output, absorbed_stages(chain)) == ("g3",)
     assert sources_read(chain, chain.stages[2].argument, absorbed_stages(chain)) == ("y",)
+
+
+def test_shared_statistics_stay():
+    """What f reads for other ends than quotients is no mere statistic; two quotients may share one."""
+    y, identity = np.eye(2), {"g2": np.eye(2)}
+    squares = Stage("g1", Expression.of("square"), AffineMap.from_blocks({"y": y}))
+    root = Stage("g2", Expression.of("sqrt"), AffineMap.from_blocks({"g1": np.full((2, 2), 0.5)}))
+    gate = Expression.of("div").with_arguments([0, 1], 3)
+    gate = apply_primitive("mul", [gate, apply_primitive("sigmoid", [Expression.argument(2, 3)])])
+    reads = {"y": np.concatenate([y, 0 * y, y]), "g2": np.concatenate([0 * y, y, 0 * y])}
+    first, second = (Stage(name, gate, AffineMap.from_blocks(reads)) for name in ("g3", "g4"))
+    quotients = {"g3": np.eye(2), "g4": np.eye(2)}
+    both = StageChain(2, 0, (squares, root, first, second), AffineMap.from_blocks(quotients))
+    assert absorbed_stages(both) == {"g1", "g2"}
+    assert absorbed_stages(both, {"g4"}) == set(), "what is kept needs them"
+    feature = StageChain(2, 0, both.stages, AffineMap.from_blocks({**quotients, **identity}))
+    assert absorbed_stages(feature) == set()
+    gated = replace(second, argument=AffineMap.from_blocks({**reads, "g2": np.concatenate([0 * y, y, y])}))
+    assert absorbed_stages(replace(both, stages=(squares, root, first, gated))) == set()
+
+
+def test_towers_of_absorbed_stages_are_walked_over_once():
+    """Without sharing, a chain whose stages read the two before them has 2^depth paths."""
+    identity = np.eye(2)
+    first = [Stage(f"g{i}", Expression.of("tanh"), AffineMap.from_blocks({"y": identity})) for i in (1, 2)]
+    later = [
+        Stage(f"g{i}", Expression.of("tanh"), AffineMap.from_blocks({f"g{i - 1}": identity, f"g{i - 2}": identity}))
+        for i in range(3, 1200)
+    ]
+    chain = StageChain(2, 0, (*first, *later), AffineMap.from_blocks({"g1199": identity}))
+    assert sources_read(chain, chain.output, {stage.name for stage in chain.stages}) == ("y",)
+
+
+def test_products_with_an_inverse_are_quotients():
+    """As root-mean-square normalisation is often written; a product with another stage is none."""
+    for inverse, absorbed in ((torch.rsqrt, {"g1", "g2"}), (torch.sigmoid, set())):
+        f = lambda t, y, u, inverse=inverse: torch.tanh(y * inverse(1e-5 + (y * y).mean(-1, keepdim=True)))  # noqa: E731
+        assert absorbed_stages(trace(f, torch.randn(2, 6, dtype=torch.float64))) == absorbed
+
+
+def test_arguments_of_gates_stay_exact():
+    """Only the quotient is fitted: the gate's own rows are those of the full chain."""
+    torch.manual_seed(0)
+    a, b, c = nn.Linear(6, 8).double(), nn.Linear(6, 8).double(), nn.Linear(8, 6).double()
+    normalise = nn.GroupNorm(2, 8).double()
+    f = lambda t, y, u: c(torch.tanh(normalise(a(y)) * torch.sigmoid(b(y))))  # noqa: E731
+    chain = trace(f, torch.randn(2, 6, dtype=torch.float64))
+    y, points = rng.normal(size=(6, 200)), np.array([1, 4, 6])
+    training = Training(y, None, np.zeros(200), chain.evaluate(y))
+    absorbed = absorbed_stages(chain)
+    assert absorbed == {"g1", "g2"}
+    fitted = fit_chain(chain, None, None, None, {"g3": points}, training, 0.0, absorbed).chain
+    (stage,) = fitted.stages
+    gate = stage.split(stage.argument.apply({"y": y}))[1]
+    exact = b(torch.tensor(y.T)).detach().numpy().T[points]
+    np.testing.assert_allclose(gate, exact, rtol=1e-12, atol=1e-13)
 
 
 def test_some_nonlinearity_stays():

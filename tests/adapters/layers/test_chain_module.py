@@ -11,9 +11,11 @@ from torch.func import functional_call
 
 from catalogue import CATALOGUE, traced
 from operation_counter import Operations
+from torchmor.adapters.export.operators import equation
 from torchmor.adapters.layers.chain_module import AffineModule, ChainModule
 from torchmor.adapters.models.conversion import chain_to_module
-from torchmor.engine.expressions import Expression
+from torchmor.engine import functions
+from torchmor.engine.expressions import Expression, apply_primitive
 
 DOUBLE = {"dtype": torch.float64}
 catalogue = pytest.mark.parametrize("name", CATALOGUE)
@@ -140,3 +142,18 @@ def test_is_a_plain_module():
         assert line in repr(module)
     traced = torch.export.export(module, arguments).module()
     assert np.allclose(traced(*arguments).detach(), module(*arguments).detach(), rtol=1e-14, atol=1e-14)
+
+
+def test_towers_of_gates_are_described_in_few_words():
+    """Of a function whose parts occur twice each, 40 floors high, a trillion paths lead to the argument."""
+    gates = Expression(1, ())
+    for _ in range(40):
+        gates = apply_primitive("mul", [gates, apply_primitive("sigmoid", [gates])])
+    module = ChainModule(2, 0, [gates], [({"y": 2}, 2), ({"g1": 2}, 2)], torch.float64)
+    torch.nn.init.eye_(module.stages[0].weight), torch.nn.init.eye_(module.output.weight)
+    assert len(str(module)) < 1000
+    lines = equation(module).splitlines()
+    assert len(lines) == 42 and max(map(len, lines)) < 100
+    names = {"a1": np.array([3.0, 0.5]), **functions.VALUES}
+    exec("\n".join(lines[1:-1]), names)
+    np.testing.assert_allclose(module(torch.tensor([[3.0, 0.5]], **DOUBLE)).detach()[0], names["g1"], rtol=1e-12)
