@@ -10,7 +10,7 @@ import numpy as np
 
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.bases import SPECTRUM, PodBasis, pod
-from torchmor.engine.errors import SizeError
+from torchmor.engine.errors import NonFiniteError, SizeError
 from torchmor.engine.fitting import Training, row_units, without
 from torchmor.engine.matching_pursuit import matching_pursuit
 from torchmor.engine.normalisation import fitted_argument, sources_read
@@ -62,6 +62,12 @@ class StageSampler:
         """The snapshots, with the values of all stages and of f there, as of :meth:`StageChain.evaluate`."""
         found = self.chain.evaluate(self.y, self.u, self.t)
         values = {name: np.ascontiguousarray(values) for name, values in found.items()}
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                raise NonFiniteError(
+                    f"expected finite values of '{name}' at the snapshots, got NaN or infinity: look at the weights of "
+                    "the ODE function, or calibrate with smaller states"
+                )
         return Training(self.y, self.u, self.t, values, self.samples)
 
     def snapshots(self, name: str) -> np.ndarray:
