@@ -7,10 +7,11 @@ from pymor.algorithms.pod import pod as pymor_pod
 from pymor.operators.constructions import LowRankOperator
 from pymor.vectorarrays.numpy import NumpyVectorSpace
 
-from torchmor.engine.bases import PodBasis, Spectrum, pod
+from torchmor.engine.bases import POD_DEFAULTS, PodBasis, Spectrum, pod
+from torchmor.engine.errors import NonFiniteError
 
 #: What is missed in directions of smaller singular values, relative to the largest of the states, is rounding.
-MISSED_RTOL = 1e-7  # as in pyMOR's POD
+MISSED_RTOL = POD_DEFAULTS["rtol"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +57,26 @@ def balance(states: PodBasis, gradients: np.ndarray, rank: int | None = None) ->
     rank
         Number of basis vectors; None for as many as are balanced.
 
+    Raises
+    ------
+    NonFiniteError
+        The gradients contain NaN or infinity.
+
     References
     ----------
     Otto, Padovan, Rowley: Model Reduction for Nonlinear Systems by Balanced Truncation of State and Gradient
     Covariance, SIAM J. Sci. Comput. 2023.
     """
+    if not np.isfinite(gradients).all():
+        raise NonFiniteError(
+            "expected finite gradients of the output, got NaN or infinity: look at the weights after the ODE layer, or "
+            'use basis="pod"'
+        )
     space = NumpyVectorSpace(len(gradients))
     columns = states.modes * states.singular_values  # the same X Xᵀ
     factor = space.from_numpy(gradients / max(np.linalg.norm(gradients), np.finfo(float).tiny))
     product = LowRankOperator(factor, np.eye(len(factor)), factor)
-    modes, scaled = pymor_pod(space.from_numpy(columns), product=product, modes=rank, orth_tol=np.inf)
+    modes, scaled = pymor_pod(space.from_numpy(columns), product=product, modes=rank, orth_tol=np.inf, **POD_DEFAULTS)
     roots = np.sqrt(scaled)
     # modes = X T Σ⁻¹, and the product maps them to G S: both take half of Σ
     trial, test = modes.to_numpy() * roots, product.apply(modes).to_numpy() / roots

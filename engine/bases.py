@@ -1,6 +1,7 @@
 """POD bases of snapshots."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import scipy.linalg as spla
@@ -11,6 +12,11 @@ from torchmor.engine.errors import NonFiniteError
 
 #: At least this many modes are computed where there are as many: for the spectrum, and for a first energy test.
 SPECTRUM = 512
+
+#: What pyMOR's `pod` is asked for beside modes: its defaults are settings of the user's, and change with its versions.
+#: Singular values below rtol, relative to the largest, are rounding. A QR decomposition of few vectors, as balancing
+#: would need it with another method, has no rank.
+POD_DEFAULTS: dict[str, Any] = {"rtol": 1e-7, "atol": 0.0, "l2_err": 0.0, "method": "method_of_snapshots"}
 
 
 class Spectrum:
@@ -81,8 +87,12 @@ def pod(snapshots: np.ndarray, modes: int | None = None, energy_rtol: float | No
     else:
         count, energy_rtol = max(modes, SPECTRUM), None
     columns = compress(snapshots, count, energy_rtol)
-    vectors, singular_values = pymor_pod(NumpyVectorSpace.from_numpy(columns), modes=count)
-    basis = PodBasis(vectors.to_numpy(), singular_values, float(np.sum(snapshots**2)))
+    # pyMOR orthonormalises by Gram–Schmidt with defaults of its own
+    vectors, singular_values = pymor_pod(
+        NumpyVectorSpace.from_numpy(columns), modes=count, orth_tol=np.inf, **POD_DEFAULTS
+    )
+    factor, signs = np.linalg.qr(vectors.to_numpy())
+    basis = PodBasis(factor * np.sign(np.diag(signs)), singular_values, float(np.sum(snapshots**2)))
     if energy_rtol is not None:
         count = max(basis.energy_rank(energy_rtol), SPECTRUM)
     return replace(basis, modes=basis.modes[:, :count], singular_values=singular_values[:count])

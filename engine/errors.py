@@ -77,21 +77,29 @@ class NoRecordError(TorchmorError, AttributeError):
     """The layer holds the reduced operators only; the record of its reduction was not saved with it."""
 
 
-class NotReducedWarning(UserWarning):
+class TorchmorWarning(UserWarning):
+    """Base class of all warnings that torchmor gives."""
+
+
+class NotReducedWarning(TorchmorWarning):
     """The requested sizes shrink nothing: the returned layer is not smaller than the original."""
 
 
-class LittleGainWarning(UserWarning):
+class FewSamplesWarning(TorchmorWarning):
+    """The calibration data has fewer samples than the sizes need: on other data, errors may be larger than stated."""
+
+
+class LittleGainWarning(TorchmorWarning):
     """The reduced layer costs hardly less than the full one: a reduction does not pay at these sizes."""
 
 
-class NotCompiledWarning(UserWarning):
+class NotCompiledWarning(TorchmorWarning):
     """A network is compiled by `torch.compile`; its original is used, and the result is not compiled."""
 
 
-class NothingLearntWarning(UserWarning):
+class NothingLearntWarning(TorchmorWarning):
     """Distillation found nothing better: the network came back as it was."""
 
 
-class OutsideCalibrationWarning(UserWarning):
+class OutsideCalibrationWarning(TorchmorWarning):
     """A state is farther from the reduced space than those of the calibration data, or not finite."""

@@ -39,7 +39,8 @@ class Part:
         What feeds the stage: names of the sources of its argument.
     error
         Largest relative error of what reads the stage, and of the projected derivative for the state, without its
-        mean, on the fifth of the calibration snapshots that was held out of the fit; None where nothing was fitted.
+        mean, on the fifth of the calibration samples that was held out of the fit; None where nothing was fitted, or
+        a single sample left nothing to hold out.
     operations
         Multiply–adds, for each sample, of the argument of the reduced stage; for the state, of the map to the
         derivative. They sum up to those of one evaluation.
@@ -223,16 +224,23 @@ class Explanation:
                 found.append(trial)
         return found
 
+    @property
+    def _unmeasured(self) -> set[str]:
+        """Names of the parts that were fitted with nothing held out."""
+        fitted = self.method.get("fit") == "least_squares" and any(part.fate == "reduced" for part in self.parts[1:])
+        measured = any(part.error is not None for part in self.parts)
+        return {part.name for part in self.parts if fitted and not measured and part.fate == "reduced"}
+
     def _table(self) -> list[str]:
         """Return the parts as lines of text, without columns in which nothing stands."""
-        total = sum(part.operations or 0 for part in self.parts)
+        total, unmeasured = sum(part.operations or 0 for part in self.parts), self._unmeasured
         columns = {
             "part": [part.name for part in self.parts],
             "function": [_shortened(part.what) for part in self.parts],
             "reads": [", ".join(part.reads) for part in self.parts],
             "full": [f"{part.full:,}" for part in self.parts],
             "reduced": [f"{part.reduced:,}" for part in self.parts],
-            "error": [_short(part.error) for part in self.parts],
+            "error": ["not measured" if part.name in unmeasured else _short(part.error) for part in self.parts],
             "share": [f"{100 * (part.operations or 0) / total:.0f} %" if total else "-" for part in self.parts],
             "dropped": [_short(part.dropped_energy) for part in self.parts],
             "constant": [_short(part.constant) for part in self.parts],

@@ -33,7 +33,8 @@ class StagePlan:
     modes
         Number d of collateral basis vectors; None for as many as points.
     points
-        The points (m,), when they are chosen: fewer than `size` where others say nothing more to a fit.
+        The points (m,), when they are chosen: fewer than `size` where others say nothing more to a fit, none where the
+        mean of the stage says all.
     interpolation
         The interpolation at these points, where the method has one.
     """

@@ -106,10 +106,18 @@ def interpolate(snapshots: np.ndarray, pod_basis: PodBasis, points: int, selecti
         raise SizeError(too_many_points(points, pod_basis.rank))
     if selection == "ei_greedy":
         chosen = thinned(snapshots.shape[1], GREEDY_SNAPSHOTS)
-        dofs, basis, _ = ei_greedy(space.from_numpy(snapshots[:, chosen]), max_interpolation_dofs=points)
+        dofs, basis, _ = ei_greedy(
+            space.from_numpy(snapshots[:, chosen]),
+            error_norm=None,
+            atol=None,
+            rtol=None,
+            max_interpolation_dofs=points,
+            nodal_basis=False,
+        )
     else:
         algorithm = {"deim": deim, "qdeim": qdeim}[selection]
-        dofs, basis, _ = algorithm(space.from_numpy(pod_basis.modes[:, :points].copy()), pod=False)
+        modes = space.from_numpy(pod_basis.modes[:, :points].copy())
+        dofs, basis, _ = algorithm(modes, modes=None, pod=False, atol=None, rtol=None, product=None)
     if len(dofs) < points:
         raise SizeError(too_many_points(points, len(dofs)))
     return collateral_basis(np.asarray(dofs, dtype=np.int64), np.ascontiguousarray(basis.to_numpy()))

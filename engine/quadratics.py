@@ -38,7 +38,7 @@ def compress_quadratics(chain: StageChain) -> StageChain:
     [x; 1]``, and with the eigenvectors q_j of Q it is ``Σ_j λ_j (q_jᵀ [x; 1])²``. A group's variance, for example, is
     at most r + 1 squares of a reduced state of size r, however large the group is.
 
-    Law: the values stay the same, and no stage grows.
+    Law: the values stay the same, and no stage grows; one that nothing reads is gone.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def compress_quadratics(chain: StageChain) -> StageChain:
     """
     for number in range(len(chain.stages)):
         chain = _compress(chain, number)
-    return chain
+    return chain.without_empty_stages()
 
 
 def _compress(chain: StageChain, number: int) -> StageChain:
@@ -88,4 +88,4 @@ def _squares(stage: Stage, pair: tuple[int, int], weights: np.ndarray) -> tuple[
     for row, sign in enumerate(signs):
         lifted[row, start : start + len(sign)] = sign
         start += len(sign)
-    return np.concatenate(found), lifted
+    return np.concatenate([np.zeros((0, rows.shape[1])), *found]), lifted

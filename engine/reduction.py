@@ -21,6 +21,7 @@ from torchmor.engine.planning import StagePlan, plan_stages
 from torchmor.engine.reductors import FittedReductor, OdeLayerReductor
 from torchmor.engine.sampling import StageSampler
 from torchmor.engine.sizes import ReductionRequest, Size, check_sizes
+from torchmor.engine.stages import Interpolation
 
 #: Balanced bases are computed within so many leading POD modes of the states.
 BALANCING_MODES = 1024
@@ -198,8 +199,8 @@ class SnapshotReductor:
         if isinstance(found, PodBasis):
             modes = found.modes[:, :r]
             return _StateBasis(modes, modes, None, np.ones(r)), part
-        padding = np.full(max(0, r - len(found.singular_values)), found.singular_values[-1:].sum())
-        weights = np.sqrt(np.append(found.singular_values[:r], padding))
+        known = found.singular_values[:r] if len(found.singular_values) else np.ones(1)  # no gradients: as POD
+        weights = np.sqrt(np.append(known, np.full(r - len(known), known[-1])))
         return _StateBasis(found.trial[:, :r], found.test[:, :r], self._mean, weights), part
 
     def _part(self, plan: StagePlan, selection: str, rom: OdeLayerModel, reductor: OdeLayerReductor) -> Part:
@@ -208,11 +209,13 @@ class SnapshotReductor:
         part = Part(stage.name, plan.words, stage.size, 0, plan.fate, plan.how, reads=stage.argument.sources)
         if plan.fate == "absorbed":
             return replace(part, operations=0)
-        size = next(one.size for one in rom.operator.chain.stages if one.name == stage.name)
+        size = next((one.size for one in rom.operator.chain.stages if one.name == stage.name), 0)
         part = replace(part, reduced=size, **_measures(stage.name, rom, reductor))
         if plan.points is None:
             return part if size == stage.size else replace(part, how="exact, as few squares")
         taken, m, found = len(plan.points), plan.size, plan.interpolation
+        if not taken:
+            return replace(part, how=f"{selection}, {plan.how}, but its mean says all")
         how = f"{selection}, {plan.how}" + (f", but {taken} of {m} say all" if taken < m else "")
         if found is None:
             return replace(part, reduced=taken, how=how)
@@ -237,9 +240,15 @@ class SnapshotReductor:
             test = None if state.test is state.trial else space.from_numpy(state.test)
             offset = None if state.offset is None else space.from_numpy(state.offset[:, np.newaxis])
         if fit == "interpolation":
-            found = {name: plan.interpolation for name, plan in plans.items() if plan.interpolation is not None}
+            found = {name: self._interpolation(plan) for name, plan in plans.items() if plan.points is not None}
             return OdeLayerReductor(fom, trial, found, test, offset)
         return FittedReductor(fom, trial, points, sampler.training, test, offset, absorbed=absorbed)
+
+    def _interpolation(self, plan: StagePlan) -> Interpolation:
+        if plan.interpolation is not None:
+            return plan.interpolation
+        mean = self._sampler.snapshots(plan.stage.name).mean(axis=1)
+        return Interpolation(np.zeros(0, dtype=np.int64), np.zeros((plan.stage.size, 0)), offset=mean)
 
     @cached_property
     def _mean(self) -> np.ndarray:
@@ -266,4 +275,5 @@ def _measures(name: str, rom: OdeLayerModel, reductor: OdeLayerReductor) -> dict
     maps, errors = rom.operator.chain.named_maps, getattr(reductor, "errors", {})
     readers = [other for other, affine in maps.items() if name in affine.sources] or [name]
     known = [errors[other] for other in readers if other in errors]
-    return {"error": max(known, default=None), "operations": int(np.prod(maps[name].linear.shape))}
+    own = int(np.prod(maps[name].linear.shape)) if name in maps else 0
+    return {"error": max(known, default=None), "operations": own}

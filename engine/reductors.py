@@ -51,7 +51,7 @@ class OdeLayerReductor(ProjectionBasedReductor):
         offset: VectorArray | None = None,
     ):
         if RB is None:
-            super().__init__(fom, {})
+            super().__init__(fom, {}, check_orthonormality=False)
         else:
             test = RB if test_basis is None else test_basis
             defect = np.abs(test.inner(RB) - np.eye(len(test), len(RB))).max(initial=0.0)
@@ -60,7 +60,7 @@ class OdeLayerReductor(ProjectionBasedReductor):
                     f"expected bases with Wᵀ V = I, got {len(test)} × {len(RB)} vectors and an error of {defect:.1e}: "
                     "orthonormalise V, or scale W"
                 )
-            super().__init__(fom, {"RB": RB, "test": test})
+            super().__init__(fom, {"RB": RB, "test": test}, check_orthonormality=False)  # WᵀV is checked
         self.__auto_init(locals())
 
     def project_operators(self) -> dict[str, Any]:

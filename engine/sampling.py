@@ -10,7 +10,7 @@ import numpy as np
 
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.bases import SPECTRUM, PodBasis, pod
-from torchmor.engine.errors import SizeError
+from torchmor.engine.errors import NonFiniteError, SizeError
 from torchmor.engine.fitting import Training, row_units, without
 from torchmor.engine.matching_pursuit import matching_pursuit
 from torchmor.engine.normalisation import absorbing_form, fitted_argument, sources_read
@@ -25,6 +25,9 @@ from torchmor.engine.points import (
 )
 from torchmor.engine.sizes import ReductionRequest
 from torchmor.engine.stages import Stage, StageChain
+
+#: What varies less than this, relative to its size, is rounding.
+ROUNDING = 1e-14
 
 
 class StageSampler:
@@ -59,6 +62,12 @@ class StageSampler:
         """The snapshots, with the values of all stages and of f there, as of :meth:`StageChain.evaluate`."""
         found = self.chain.evaluate(self.y, self.u, self.t)
         values = {name: np.ascontiguousarray(values) for name, values in found.items()}
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                raise NonFiniteError(
+                    f"expected finite values of '{name}' at the snapshots, got NaN or infinity: look at the weights of "
+                    "the ODE function, or calibrate with smaller states"
+                )
         return Training(self.y, self.u, self.t, values, self.samples)
 
     def snapshots(self, name: str) -> np.ndarray:
@@ -92,7 +101,8 @@ class StageSampler:
         Raises
         ------
         SizeError
-            The values of the stage do not span so much. A fit takes fewer points where others say nothing more.
+            The values of the stage do not span so much. A fit takes fewer points where others say nothing more, and
+            none where nothing sees the stage, or its values are all the same.
         """
         name, m = plan.stage.name, plan.size
         d = m if plan.modes is None else plan.modes
@@ -100,7 +110,7 @@ class StageSampler:
             raise SizeError(f"expected at most as many modes as points, got {d} modes for {m} points")
         if request.selection == "omp":
             points = self._pursuit(plan.stage, m, test, plans)
-            if request.fit == "least_squares" and len(points):
+            if request.fit == "least_squares" or not len(points):
                 return replace(plan, points=points)
             if len(points) < m:
                 raise SizeError(too_many_points(m, len(points)))
@@ -109,7 +119,10 @@ class StageSampler:
                 raise SizeError(too_many_points(d, basis.rank))
             found = collateral_basis(points, np.ascontiguousarray(basis.modes[:, :d]))
         else:
-            found = self._interpolation(name, self.pod(name, d, None), d, request.selection)
+            basis = self.pod(name, d, None)
+            if basis.rank == 0:
+                return replace(plan, points=np.zeros(0, dtype=np.int64))
+            found = self._interpolation(name, basis, d, request.selection)
             if d < m:
                 found = oversample(found, m)
         return replace(plan, points=found.points, interpolation=found)
@@ -149,21 +162,26 @@ class StageSampler:
 
         output, f, shares = self.chain.output, self.training.values["output"], []
         if stage.name in sources_read(self.chain, output, absorbed):
+            whole = seen = f if test is None else test.T @ f
             if absorbed.isdisjoint(output.sources):
-                shares.append(own(output if test is None else output.project(test)))
-            else:
-                shares.append(f if test is None else test.T @ f)
+                seen = own(output if test is None else output.project(test))
+            shares.append((seen, whole))
         for later in self.chain.stages:
             if later.name in absorbed or stage.name not in sources_read(self.chain, later.argument, absorbed):
                 continue
             part = later.restrict(sampled[later.name]) if later.name in sampled else later
             if absorbed.isdisjoint(part.argument.sources):
-                share, whole = own(part.argument), part.argument.apply(self.training.sources)
+                seen, whole = own(part.argument), part.argument.apply(self.training.sources)
             else:
                 form = absorbing_form(self.chain, part, absorbed)
-                share = whole = fitted_argument(part, form, self.training.sources)[1]
-            shares.append(share / row_units(whole))
-        if not shares:
-            return np.zeros((0, self.y.shape[1]))
-        centred = [share - share.mean(axis=1, keepdims=True) for share in shares]
-        return np.concatenate([share / max(np.linalg.norm(share), np.finfo(float).tiny) for share in centred])
+                seen = whole = fitted_argument(part, form, self.training.sources)[1]
+            units = row_units(whole)
+            shares.append((seen / units, whole / units))
+        return np.concatenate([np.zeros((0, self.y.shape[1])), *(_normalised(*share) for share in shares)])
+
+
+def _normalised(share: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return a share without its mean, of norm 1; zero where it is rounding of itself or of the whole."""
+    centred = share - share.mean(axis=1, keepdims=True)
+    norm, rounding = np.linalg.norm(centred), ROUNDING * max(np.linalg.norm(share), np.linalg.norm(whole))
+    return centred / norm if norm > rounding else np.zeros_like(centred)

@@ -114,6 +114,18 @@ def check_sizes(chain: StageChain, request: ReductionRequest) -> list[tuple[Size
             "expected sizes, or a tolerance to choose them by, got neither for some part: give state_dim and "
             "points, or energy_rtol=1e-3"
         )
+    sizes = check_not_too_large(chain, state_dim, points)
+    return list(zip(sizes, stage_sizes(request.modes, len(chain.stages), "modes"), strict=True))
+
+
+def check_not_too_large(chain: StageChain, state_dim: Size, points: Size | Sequence[Size]) -> list[Size]:
+    """Return the points of each stage of a chain, as asked, which may be incomplete.
+
+    Raises
+    ------
+    SizeError
+        A size is too large for its part, or there is not one for each stage.
+    """
     if isinstance(state_dim, int) and state_dim > chain.state_size:
         raise SizeError(too_large("state_dim", state_dim, chain.state_size))
     sizes = stage_sizes(points, len(chain.stages), "points")
@@ -123,7 +135,7 @@ def check_sizes(chain: StageChain, request: ReductionRequest) -> list[tuple[Size
     for stage, size in zip(chain.stages, sizes, strict=True):
         if isinstance(points, list) and isinstance(size, int) and size > stage.size:
             raise SizeError(too_large(f"points of stage '{stage.name}'", size, stage.size))
-    return list(zip(sizes, stage_sizes(request.modes, len(chain.stages), "modes"), strict=True))
+    return sizes
 
 
 def too_large(name: str, size: int, full: int) -> str:

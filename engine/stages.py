@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
@@ -73,7 +73,7 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Interpolation:
-    """Sampling of a stage: ``g ≈ lift @ g[points]``.
+    """Sampling of a stage: ``g ≈ offset + lift @ g[points]``.
 
     Parameters
     ----------
@@ -81,10 +81,13 @@ class Interpolation:
         Integer array (m,): the evaluated components of the stage.
     lift
         Array (size, m); for interpolation with a collateral basis U it is ``U (U[points])⁻¹``.
+    offset
+        Array (size,), or None for zero.
     """
 
     points: np.ndarray
     lift: np.ndarray
+    offset: np.ndarray | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,7 +265,8 @@ class StageChain:
         """Project the chain onto a trial space and sample its stages.
 
         The result is again a chain, of small matrices: ``testᵀ f(t, offset + trial z, u)``, with each stage g named
-        in ``interpolations`` replaced by ``lift @ g[points]``. Nothing is approximated without interpolations.
+        in ``interpolations`` replaced by its sampling; without points it is gone. Nothing is approximated without
+        interpolations.
 
         Parameters
         ----------
@@ -286,10 +290,22 @@ class StageChain:
             part = stage if sampling is None else stage.restrict(sampling.points)
             stages.append(replace(part, argument=part.argument.substitute(lifts)))
             if sampling is not None:
-                lifts[stage.name] = Lift(sampling.lift)
+                lifts[stage.name] = Lift(sampling.lift, sampling.offset)
         output = self.output if test is None else self.output.project(test)
         state_size = self.state_size if trial is None else trial.shape[1]
-        return StageChain(state_size, self.input_size, tuple(stages), output.substitute(lifts))
+        return StageChain(state_size, self.input_size, tuple(stages), output.substitute(lifts)).without_empty_stages()
+
+    def without_empty_stages(self) -> StageChain:
+        """Return the same function without the stages that have no components."""
+        empty = {stage.name: np.zeros(0, dtype=np.int64) for stage in self.stages if not stage.size}
+        if not empty:
+            return self
+
+        def rest(affine: AffineMap) -> AffineMap:
+            return affine if empty.keys().isdisjoint(affine.sources) else affine.select(empty)
+
+        stages = tuple(replace(s, argument=rest(s.argument)) for s in self.stages if s.size)
+        return replace(self, stages=stages, output=rest(self.output))
 
     def numbered(self, start: int = 1) -> StageChain:
         """Rename the stages to g{start}, g{start + 1}, … in their order."""

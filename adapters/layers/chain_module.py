@@ -39,7 +39,7 @@ class AffineModule(nn.Module):
     def forward(self, values: Mapping[str, Tensor]) -> Tensor:
         """Evaluate at values[s] of shape (batch, size of s); returns (batch, size)."""
         shift, products = self.split({})
-        return _sum(shift, products, values) if products else shift.expand(values["y"].shape[0], -1)
+        return _sum(shift, products, values) if products else _repeated(shift, values["y"])
 
     def split(self, known: Mapping[str, Tensor]) -> tuple[Tensor, Products]:
         """Return the map as ``shift + Σ values[s] @ matrix_s`` over the sources s whose values are not known yet.
@@ -145,7 +145,7 @@ class ChainModule(nn.Module):
             if products:
                 values[f"g{number}"] = self._stage(number, _sum(shift, products, values))
         shift, products = output
-        return _sum(shift, products, values) if products else shift.expand(y.shape[0], -1)
+        return _sum(shift, products, values) if products else _repeated(shift, y)
 
     def along(self, times: Sequence[float], u: Tensor | None, like: Tensor) -> list[Known]:
         """Compute what does not depend on the state, for several evaluations at once.
@@ -201,3 +201,8 @@ def _sum(shift: Tensor, products: Products, values: Mapping[str, Tensor]) -> Ten
     for source, matrix in products:
         shift = torch.addmm(shift, values[source], matrix)
     return shift
+
+
+def _repeated(shift: Tensor, like: Tensor) -> Tensor:
+    """Return a shift for each sample; a view of the parameter would require gradients even where none are recorded."""
+    return shift.expand(like.shape[0], -1).clone()

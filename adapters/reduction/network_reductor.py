@@ -47,6 +47,8 @@ from torchmor.adapters.reduction.validation import (
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, fixed_steps, set_solver, solved_by, solver_name
 from torchmor.engine.errors import (
+    CalibrationError,
+    FewSamplesWarning,
     LittleGainWarning,
     NonFiniteError,
     NotReducedWarning,
@@ -60,6 +62,9 @@ from torchmor.engine.sizes import ReductionRequest, Size
 
 #: A reduced layer that costs more than the full one over this is warned about.
 LEAST_GAIN = 1.1
+
+#: Calibration data of fewer samples is refused.
+LEAST_SAMPLES = 4
 
 
 class NetworkReductor:
@@ -108,6 +113,7 @@ class NetworkReductor:
         self.network, self.name, self.seed, self.progress = network, layer_name, seed, progress
         self.metric, self.objective = check_metric(metric), objective
         self._calibration, held_out = calibration.split(seed)
+        self._check_samples()
         if metric == "accuracy" and validation is None:
             raise ValueError(
                 'expected validation batches (inputs, labels) for metric="accuracy", got none: pass '
@@ -244,6 +250,7 @@ class NetworkReductor:
         )
         if not useless:
             self._check_gain(operations, reduced)
+        self._warn_of_few_samples(reduction)
         if evaluations > NOTICED * self._evaluations:
             self._tell_evaluations(evaluations, reduced)
         reduced.usual_distance = self._held_out.usual_distance(small.network)
@@ -254,6 +261,29 @@ class NetworkReductor:
             points=reduction.points,
         )
         return small.network
+
+    def _check_samples(self) -> None:
+        mask = self._calibration.mask
+        if mask is not None and len(mask) < LEAST_SAMPLES:
+            raise CalibrationError(
+                f"expected at least {LEAST_SAMPLES} calibration samples, to fit to most and to measure errors on the "
+                f"others, got {len(mask)}: give more data like that which the network will see"
+            )
+
+    def _warn_of_few_samples(self, reduction: Reduction) -> None:
+        """Warn if there are fewer samples than reduced states, or fewer than two snapshots for each point."""
+        state, *stages = (part.reduced if part.fate == "reduced" else 0 for part in reduction.parts)
+        samples = self._offline.snapshots.sample
+        count, points = len(set(samples)), max(stages, default=0)
+        needed = max(state, math.ceil(2 * points * count / len(samples)))
+        if count < needed:
+            warnings.warn(
+                f"{count} calibration samples are few to fit {state} reduced states and {points} points to: on other "
+                f"data, errors may be larger than stated. Give at least {math.ceil(needed / 0.8)}, of which a fifth "
+                "is held out, or ask for smaller sizes",
+                FewSamplesWarning,
+                stacklevel=4,
+            )
 
     def _check_gain(self, operations: tuple[int, int], reduced: ReducedODELayer) -> None:
         """Warn if the reduced layer costs hardly less than the full one."""

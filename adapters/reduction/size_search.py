@@ -8,7 +8,7 @@ from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps
 from torchmor.engine.errors import NothingToReduceError
 from torchmor.engine.explanation import Trial
 from torchmor.engine.normalisation import absorbed_stages
-from torchmor.engine.sizes import stage_sizes
+from torchmor.engine.sizes import check_not_too_large, stage_sizes
 from torchmor.engine.stages import Stage, StageChain
 
 #: Reduced states that are tried.
@@ -54,7 +54,13 @@ def choices(state_dim: Any, points: Any, chain: StageChain) -> Iterator[tuple[An
         What the user asked for; what is None is tried in several sizes.
     chain
         The full ODE function.
+
+    Raises
+    ------
+    SizeError
+        What was asked for is larger than the state or the stages.
     """
+    check_not_too_large(chain, state_dim, points)
     n, absorbed = chain.state_size, absorbed_stages(chain)
     given = stage_sizes(points, len(chain.stages), "points")
     largest = max((stage.size for stage in chain.stages), default=1)
@@ -123,16 +129,17 @@ def choose(
     Raises
     ------
     NothingToReduceError
-        No candidate is good enough, or the full network with coarse steps is better.
+        No candidate is good enough and cheaper than the full network, or that with coarse steps is better.
     """
-    bound = float("inf") if speedup is None else full[0].trial.cost / speedup
+    bound = full[0].trial.cost / (1.0 if speedup is None else speedup)
     allowed = float("inf") if max_loss is None else max_loss
     asked = [] if max_loss is None else [f"a loss of at most {max_loss:g}"]
     asked += [] if speedup is None else [f"{speedup:g} times less cost"]
-    wanted = " and ".join(asked)
+    wanted = " and ".join(asked) or "less cost than the full layer"
 
     def good(candidates: Sequence[Candidate]) -> list[Candidate]:
-        return [one for one in candidates if one.trial.loss <= allowed and one.trial.cost <= bound]
+        found = [one for one in candidates if one.trial.loss <= allowed and one.trial.cost <= bound]
+        return [one for one in found if one.trial.cost < full[0].trial.cost]  # never dearer, whatever was asked for
 
     def rank(one: Candidate) -> tuple[float, float]:
         values = (one.trial.cost, one.trial.loss)

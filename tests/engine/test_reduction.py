@@ -23,6 +23,14 @@ TIMES = tuple(np.linspace(0.0, 1.0, 9))
 over_selections = pytest.mark.parametrize("selection", INTERPOLATING)
 
 
+METHODS = [("omp", "least_squares"), ("omp", "interpolation"), ("deim", "interpolation"), ("qdeim", "least_squares")]
+
+
+class Squared(nn.Module):
+    def forward(self, x):
+        return x * x
+
+
 class Layered(nn.Module):
     """Two stages and a skip link, on states that stay near a few directions."""
 
@@ -178,15 +186,51 @@ def test_inputs_and_times_of_the_snapshots_count():
 
 
 def test_dead_stage():
-    """A stage that is zero on all calibration data cannot be interpolated: kept by the rule, an error on request."""
+    """A stage that is zero on all calibration data is kept by the rule, and gone on request."""
     f = module(lambda self, t, y: torch.relu(self.a(y)) - y, a=nn.Linear(6, 6))
     with torch.no_grad():
         f.a.bias.fill_(-50.0)
     fom, snapshots, _ = model(f, 6)
     reduction = SnapshotReductor(fom, snapshots).reduce(energy_rtol=0.1)
     assert reduction.parts[1].why == "kept: zero on all calibration data"
-    with pytest.raises(SizeError, match=r"stage 'g1', relu\(a1\): expected values of the stage that are not all zero"):
-        SnapshotReductor(fom, snapshots).reduce(state_dim=2, points=2)
+    for selection, fit in METHODS:
+        reduction = SnapshotReductor(fom, snapshots).reduce(state_dim=2, points=2, selection=selection, fit=fit)
+        chain, V = reduction.rom.operator.chain, reduction.bases["state"]
+        assert not chain.stages and len(reduction.points["g1"]) == 0 and reduction.parts[1].reduced == 0
+        assert reduction.parts[1].why == f"{selection}, as asked, but its mean says all"
+        np.testing.assert_allclose(chain(V.T @ snapshots), V.T @ snapshots, atol=1e-10)  # A = -f = y
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_stage_that_is_constant_on_the_snapshots(fit):
+    """Its mean says all: no points, and the constant is in what reads it."""
+    f = module(lambda self, t, y: self.b(torch.sigmoid(1e-9 * self.a(y) + 2)) - y, a=nn.Linear(6, 5), b=nn.Linear(5, 6))
+    fom, snapshots, _ = model(f, 6)
+    reduction = SnapshotReductor(fom, np.tile(snapshots[:, :1], 9)).reduce(
+        state_dim="full", points=2, selection="omp", fit=fit
+    )
+    assert not reduction.rom.operator.chain.stages
+    np.testing.assert_allclose(
+        reduction.rom.operator.chain(snapshots[:, :1]), fom.operator.chain(snapshots[:, :1]), rtol=1e-7
+    )
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("product", [False, True])
+def test_stage_that_nothing_sees(fit, product):
+    """Output weights of zero: neither it nor what serves it alone gets points."""
+    f = module(
+        lambda self, t, y: 0 * self.c(self.g(torch.tanh(self.b(torch.tanh(self.a(y)))))) - torch.sin(y),
+        a=nn.Linear(6, 7),
+        b=nn.Linear(7, 8),
+        c=nn.Linear(8, 6),
+        g=nn.Identity() if not product else Squared(),
+    )
+    fom, snapshots, _ = model(f, 6)
+    reduction = SnapshotReductor(fom, snapshots).reduce(state_dim=3, points=5, selection="omp", fit=fit)
+    assert [stage.expression.text(["a"]) for stage in reduction.rom.operator.chain.stages] == ["sin(a)"]
+    sizes = {part.what: part.reduced for part in reduction.parts[1:]}
+    assert sizes.pop("sin(a1)") > 0 and set(sizes.values()) == {0}
 
 
 def test_states_that_are_all_zero(layered):
