@@ -129,7 +129,7 @@ def _faults(config: Any, tensors: Mapping[str, Tensor]) -> Iterator[str]:
 
 def _faults_of_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
     ode, shape, rank = entry["ode"], entry["state_shape"], entry["state_dim"]
-    size = math.prod(shape)
+    size = math.prod(shape[:_MOST_AXES])
     if not 1 <= len(shape) <= _MOST_AXES or min(shape) < 1:
         yield f"expected a state shape of 1 … {_MOST_AXES} positive lengths, got {_short(shape)}"
     elif ode["state_size"] != (size if rank is None else rank) or ode["state_size"] < 1:

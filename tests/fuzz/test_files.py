@@ -105,7 +105,7 @@ def values(loaded, saved):
                 value = loaded(*saved.arguments)
     except (TorchmorError, TooLongError):
         return None
-    except RuntimeError as error:  # the network around the layer may not fit what the file says
+    except (RuntimeError, TypeError) as error:  # the network around the layer may not fit what the file says
         if any(frame.filename.endswith(_OURS) for frame in traceback.extract_tb(error.__traceback__)):
             raise
         return None
