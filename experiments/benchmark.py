@@ -190,6 +190,8 @@ def run(
     repeats: Annotated[int, cyclopts.Parameter(help="Calls of which the median time is taken, at most.")] = 15,
 ) -> None:
     """Measure how fast full and reduced networks are here, and what a reduction costs."""
+    if repeats < 1 or out.is_dir():
+        sys.exit(f"expected a file as --out and at least 1 of --repeats, got {out} and {repeats}")
     console = Console() if sys.stdout.isatty() else Console(width=120)
     machines = [measure_machine(count) for count in THREADS]
     rows = []

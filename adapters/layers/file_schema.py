@@ -1,7 +1,7 @@
 """What the configuration of a saved file must be, checked as a whole before anything is built of it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -58,8 +58,8 @@ class Options(TypedDict, total=False):
     """Options of torchdiffeq's solvers; it ignores others, with a warning."""
 
     first_step: _Number
-    min_step: _Number
-    max_step: _Number
+    min_step: float
+    max_step: float
     step_size: _Number
     safety: float
     ifactor: float
@@ -70,6 +70,7 @@ class Options(TypedDict, total=False):
     perturb: bool
     interp: Literal["linear", "cubic"]
     solver: Literal["RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA"]
+    grid_constructor: None  # else a function
     jump_t: list[float] | None
     step_t: list[float] | None
 
@@ -82,7 +83,7 @@ _RANGES = {
     "step_size": (0, math.inf, False),
     "safety": (0, 1, False),
     "ifactor": (1, math.inf, True),
-    "dfactor": (0, 1, False),
+    "dfactor": (0, 0.99, False),
     "max_num_steps": (1, math.inf, True),
     "max_iters": (1, 10**4, True),
     "max_order": (1, 12, True),
@@ -126,9 +127,9 @@ def _faults(config: Any, tensors: Mapping[str, Tensor]) -> Iterator[str]:
             yield from (f"block {name!r} is damaged: {words}" for words in _faults_of_form(form, layer))
 
 
-def _faults_of_layer(entry: LayerEntry, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def _faults_of_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
     ode, shape, rank = entry["ode"], entry["state_shape"], entry["state_dim"]
-    size = math.prod(shape)
+    size = math.prod(shape[:_MOST_AXES])
     if not 1 <= len(shape) <= _MOST_AXES or min(shape) < 1:
         yield f"expected a state shape of 1 … {_MOST_AXES} positive lengths, got {_short(shape)}"
     elif ode["state_size"] != (size if rank is None else rank) or ode["state_size"] < 1:
@@ -144,9 +145,10 @@ def _faults_of_layer(entry: LayerEntry, tensors: Mapping[str, Tensor]) -> Iterat
     yield from _faults_of_settings(entry["settings"], tensors["ode.output.weight"].dtype)
 
 
-def _faults_of_ode(ode: OdeEntry, input_use: str) -> Iterator[str]:
+def _faults_of_ode(ode: OdeEntry, input_use: str) -> Generator[str, None, dict[str, tuple[int, ...]]]:
     """Yield what is wrong, and return the shapes that the tensors must have."""
-    maps, expressions, shapes = ode["maps"], ode["expressions"], {}
+    maps, expressions = ode["maps"], ode["expressions"]
+    shapes: dict[str, tuple[int, ...]] = {}
     if len(maps) != len(expressions) + 1:
         yield f"expected a map for each of {len(expressions)} stages and one for the output, got {len(maps)} maps"
     known = {"y": ode["state_size"], "t": 1}
@@ -155,29 +157,28 @@ def _faults_of_ode(ode: OdeEntry, input_use: str) -> Iterator[str]:
     if ode["input_size"] < 0:
         yield f"expected an input of at least 0 channels, got {ode['input_size']}"
     for number, (sources, rows) in enumerate(maps, start=1):
-        last = number == len(maps)
-        name = "output" if last else f"stages.{number - 1}"
+        name = "output" if number == len(maps) else f"stages.{number - 1}"
         if len(dict(sources)) != len(sources) or not all(known.get(source) == size for source, size in sources):
             yield (
                 f"expected the sources of {name} among {', '.join(f'{s} ({n})' for s, n in known.items())}, got "
                 f"{_short(', '.join(f'{s} ({n})' for s, n in sources))}"
             )
         shapes |= {f"{name}.weight": (rows, sum(size for _, size in sources)), f"{name}.bias": (rows,)}
-        if last:
-            if rows != ode["state_size"]:
-                yield f"expected an output of {ode['state_size']} rows, got {rows}"
-            return shapes
-        arity = expressions[number - 1].get("arity")
+        if name == "output":
+            break
+        arity: Any = expressions[number - 1].get("arity")
         if type(arity) is not int or not 1 <= arity <= max(rows, 1) or rows % arity:
             yield f"expected {rows} rows of {name} to be shared by its arguments, got {_short(arity)} arguments"
         known[f"g{number}"] = rows // arity
+    if maps[-1][1] != ode["state_size"]:
+        yield f"expected an output of {ode['state_size']} rows, got {maps[-1][1]}"
     return shapes
 
 
 def _faults_of_tensors(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    for name in wanted.keys() - tensors.keys():
+    for name in sorted(wanted.keys() - tensors.keys()):
         yield f"Missing key '{name}' among the tensors"
-    for name in tensors.keys() - wanted.keys():
+    for name in sorted(tensors.keys() - wanted.keys()):
         yield f"Unexpected key {name!r} among the tensors"
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
@@ -193,6 +194,9 @@ def _faults_of_settings(settings: Mapping[str, Any], dtype: torch.dtype) -> Iter
         {name: options[name] for name in options if name in Options.__annotations__}, Options, "options"
     ):
         yield words
+    for name in ("norm", "dtype"):
+        if name in options:
+            yield f"expected no options['{name}'], which is no plain data, got {_short(options[name])}"
     try:
         SolveSettings(**settings)
     except ValueError as error:
@@ -209,7 +213,7 @@ def _faults_of_settings(settings: Mapping[str, Any], dtype: torch.dtype) -> Iter
         yield f"expected at most {MOST_STEPS:,} steps, got steps of {step} from {t[0]} to {t[-1]}"
 
 
-def _faults_of_form(form: Mapping[str, Any], layer: LayerEntry) -> Iterator[str]:
+def _faults_of_form(form: Mapping[str, Any], layer: Mapping[str, Any]) -> Iterator[str]:
     settings, names = layer["settings"], form["parameters"]
     values: dict[str, Any] = {name: getattr(CallForm, name, None) for name in CallForm.__annotations__} | dict(form)
     used = [values["state"], *values["times"], *([] if values["input"] is None else [values["input"]])]

@@ -84,7 +84,10 @@ def save(small_or_layer: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"expected a configuration of at most {MOST_BYTES:,} bytes, got {len(text):,}: use fewer times"
         )
-    data = to_bytes(tensors, {_KEY: text})  # safetensors' own writing has errors of its own
+    try:
+        data = to_bytes(tensors, {_KEY: text})  # writing it here, as safetensors' writer has errors of its own
+    except Exception as error:  # complex numbers, for example
+        raise ValueError(f"expected tensors that safetensors can hold, got others ({error!r})") from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
@@ -188,6 +191,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     if config.pop("sha256", None) != _digest(config, tensors):
         raise FileFormatError(f"{name!r} was altered after it was saved: its checksum does not fit; copy it again")
     words = fault(config, tensors)
+    if words is None and config["format"] != FORMAT:
+        words = f"expected the format {FORMAT!r}, got {config['format']!r:.80}"
     if words is not None:
         raise FileFormatError(f"the configuration in {name!r} is damaged ({words}): save it again")
     return config, tensors

@@ -152,7 +152,13 @@ class SolvedBlock(nn.Module):
         if self.form.input is not None:
             u = given[self.form.input]
         elif self.form.input_attribute is not None:
-            u = attrgetter(self.form.input_attribute)(self.source)
+            try:
+                u = attrgetter(self.form.input_attribute)(self.source)
+            except AttributeError as error:
+                raise InputError(
+                    f"expected the input as the attribute {self.form.input_attribute!r}, got none ({error}): set it "
+                    "before the call"
+                ) from error
         else:
             return None
         return (lambda t: u) if isinstance(u, Tensor) else u

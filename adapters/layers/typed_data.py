@@ -1,6 +1,7 @@
 """Whether plain data, as of JSON, is what type hints say."""
 
 import types
+from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from math import isfinite
@@ -113,7 +114,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-_KINDS = {
+_KINDS: dict[Any, Callable[[Any], bool]] = {
     bool: lambda value: isinstance(value, bool),
     int: _is_integer,
     float: lambda value: _is_integer(value) or (type(value) is float and isfinite(value)),

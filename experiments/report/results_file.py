@@ -144,7 +144,7 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 continue  # renamed while we waited
             file.seek(0)
-            yield file  # type: ignore[misc]
+            yield file
             return
 
 

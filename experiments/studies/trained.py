@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from torchmor.adapters.layers.atomic import atomic_path
@@ -56,8 +56,8 @@ def trained_network(recipe: NetworkRecipe, data: DataSet, seed: int, folder: Pat
     with progress(f"training network {recipe.key}, seed {seed}", recipe.training.epochs_on(samples)) as bar:
         train(network, data, seed=seed, progress=bar, **recipe.training.arguments(samples))
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        save_file(network.state_dict(), temporary, metadata={"settings": text})
+    with atomic_path(path) as temporary:  # safetensors' own writing would raise other errors
+        temporary.write_bytes(save(network.state_dict(), metadata={"settings": text}))
     return network
 
 

@@ -163,4 +163,4 @@ def _mutate_tensors(tensors: dict[str, torch.Tensor], random: np.random.Generato
     elif kind == 5:
         tensors[str(_absurd(random))[:20].encode("utf-8", "ignore").decode()] = tensor
     else:
-        tensors[name] = tensor[:-1].clone()
+        tensors[name] = torch.atleast_1d(tensor)[:-1].clone()

@@ -72,7 +72,7 @@ def outcome_of(seed, folder):
     same_bytes = path.read_bytes() == saved.data
     found = values(loaded, saved)
     if signed and not same_bytes:
-        return "signed: runs" if found is not None else "signed: runs into an error of the solver"
+        return "signed: runs" if found is not None else "signed: runs into an error of the solver or network"
     (folder / "whole.safetensors").write_bytes(saved.data)
     expected = values(load(folder / "whole.safetensors", network=saved.network), saved)
     assert torch.equal(found, expected)
@@ -105,7 +105,14 @@ def values(loaded, saved):
                 value = loaded(*saved.arguments)
     except (TorchmorError, TooLongError):
         return None
+    except (RuntimeError, TypeError) as error:  # the network around the layer may not fit what the file says
+        if any(frame.filename.endswith(_OURS) for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        return None
     return value
+
+
+_OURS = ("reduced_layer.py", "solved_block.py")
 
 
 def arguments_of(layer):

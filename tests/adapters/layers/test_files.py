@@ -453,6 +453,183 @@ def test_file_that_save_did_not_write(saved, path, case):
         load(path)
 
 
+def instructions(*program):
+    names = ("function", "operands", "parameters")
+    return [{"arity": 1, "instructions": [dict(zip(names, one, strict=True)) for one in program]}]
+
+
+def setting(**values):
+    return changed("layers", "ode", "settings", **values)
+
+
+def of_ode(**values):
+    return changed("layers", "ode", "ode", **values)
+
+
+def option(name, value, method="dopri5"):
+    return setting(method=method, options={name: value})
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+ABSURD = {
+    "version is infinite": (changed(version=float("inf")), "version inf"),
+    "version is true": (changed(version=True), "version True"),
+    "another format": (changed(format="other"), "expected the format 'torchmor reduced ODE layers', got 'other'"),
+    "an unknown entry": (changed(extra=1), "got the unknown 'extra'"),
+    "half of a surrogate pair": (changed(format="\ud800"), r"expected a text as the configuration\.format"),
+    "deep": (changed("layers", "ode", explanation={"a": nested(60)}), "lists in lists in lists"),
+    "too deep for JSON": (lambda config, tensors: nested(900), "damaged"),
+    "layer without settings": (
+        lambda config, tensors: config["layers"]["ode"].__delitem__("settings"),
+        "got none of sett",
+    ),
+    "infinite distance": (changed("layers", "ode", usual_distance=float("inf")), "expected a finite number"),
+    "negative distance": (changed("layers", "ode", usual_distance=-1.0), "expected a usual distance of at least 0"),
+    "input without channels": (changed("layers", "ode", input_use="maybe"), "'required' or 'optional' or 'none'"),
+    "axes": (changed("layers", "ode", state_shape=[10] + [1] * 60), "a state shape of 1 … 60 positive lengths"),
+    "negative lengths": (changed("layers", "ode", state_shape=[-2, -5]), "a state shape of 1 … 60 positive lengths"),
+    "huge lengths": (changed("layers", "ode", state_shape=[2**62, 2**62]), "size mismatch for (en|de)code"),
+    "huge number": (changed("layers", "ode", state_dim=10**400), "expected an integer of 64 bits"),
+    "other unknowns": (of_ode(state_size=10**9), "expected an ODE of 4 unknowns, got 1000000000"),
+    "no maps": (of_ode(maps=[]), "expected a map for each of 1 stages and one for the output, got 0 maps"),
+    "source that comes later": (of_ode(maps=[[[["g1", 5]], 5], [[["g1", 5]], 4]]), r"among y \(4\), t \(1\), got 'g1"),
+    "source that is no input": (of_ode(maps=[[[["u", 2]], 5], [[["g1", 5]], 4]]), r"among y \(4\), t \(1\), got 'u"),
+    "source twice": (of_ode(maps=[[[["y", 4], ["y", 4]], 5], [[["g1", 5]], 4]]), "got 'y"),
+    "source of another size": (of_ode(maps=[[[["y", 10**9]], 5], [[["g1", 5]], 4]]), r"got 'y \(1000000000\)'"),
+    "huge map": (of_ode(maps=[[[["y", 4]], 10**9], [[["g1", 10**9]], 4]]), r"size mismatch for ode\.stages\.0\.weight"),
+    "arity": (of_ode(expressions=[{"arity": 3, "instructions": []}]), "5 rows of stages.0 to be shared by its argume"),
+    "huge arity": (of_ode(expressions=[{"arity": 10**9, "instructions": []}]), "5 rows of stages.0 to be shared"),
+    "truth values": (of_ode(expressions=instructions(["gt", ["%0", 0.0], {}])), "from numbers to a number of the same"),
+    "condition of numbers": (of_ode(expressions=instructions(["where", ["%0"] * 3, {}])), "condition to be a boolean"),
+    "slot": (
+        of_ode(expressions=instructions(["tanh", ["%7"], {}])),
+        r"expected an operand of tanh in %0 … %0, got '%7'",
+    ),
+    "explanation that cannot be printed": (
+        lambda config, tensors: config["layers"]["ode"]["explanation"].update(operations=[1, "a"]),
+        "expected an integer of 64 bits as the explanation.operations",
+    ),
+    "times": (setting(t=[0.0, 1e400]), "expected a finite number"),
+    "times as text": (setting(t="01"), "expected a list as"),
+    "times of great length": (setting(t=[-1.7e308, 1.7e308]), "expected times that torch.float64 can hold"),
+    "many steps": (setting(method="rk4", options={"step_size": 1e-9}), "expected at most 1,000,000 steps"),
+    "endless steps": (setting(method="rk4", t=[0.0, 1e300], options={"step_size": 5e-324}), "at most 1,000,000 steps"),
+    "adjoint as a number": (setting(adjoint=1), "expected true or false"),
+    "tolerance as text": (setting(rtol="a"), "expected a finite number"),
+    "norm": (option("norm", "max"), r"no options\['norm'\], which is no plain data"),
+    "dtype": (option("dtype", "float32"), r"no options\['dtype'\], which is no plain data"),
+    "grid": (option("grid_constructor", "a", "euler"), "expected null as options.grid_constructor"),
+    "step as text": (option("step_size", "1", "euler"), "expected a finite number as options.step_size"),
+    "steps that never grow": (option("ifactor", 0.1), r"expected options\['ifactor'\] from 1 to inf, got 0.1"),
+    "steps that never shrink": (option("dfactor", 1.0), r"expected options\['dfactor'\] from 0 to 0.99, got 1.0"),
+    "steps backward": (option("safety", -1), r"expected options\['safety'\] from 0 to 1, got -1"),
+    "jumps": (option("jump_t", ["a"]), r"expected a finite number as options\.jump_t\[0\]"),
+    "solver of SciPy": (option("solver", "__class__", "scipy_solver"), "'RK45' or 'RK23'"),
+    "integers": (
+        lambda c, tensors: tensors.update({k: v.long() for k, v in tensors.items()}),
+        "expected tensors of one d",
+    ),
+    "two dtypes": (
+        lambda c, tensors: tensors.update({"ode.encode.bias": torch.zeros(4)}),
+        "expected tensors of one dtype",
+    ),
+    "block without a layer": (
+        changed(blocks={"x": {"parameters": ["y"], "state": "y", "t": [0, 1]}}),
+        "a layer in the block 'x', got none",
+    ),
+    "block without a form": (changed(blocks={"x": {}}), "got none of parameters, state, t"),
+}
+
+
+@pytest.mark.parametrize("case", ABSURD)
+def test_absurd_files_that_are_signed(saved, path, case):
+    """Nothing is built, or allocated, before all of the configuration fits."""
+    change, text = ABSURD[case]
+    forge(path, change)
+    with pytest.raises(FileFormatError, match=text):
+        load(path)
+
+
+BLOCK = {"parameters": ["x", "t"], "state": "x", "t": [0.0, 1.0], "times_kept": -1}
+FORMS = {
+    "state": ({"state": "z"}, "expected the state, times, input and constants among the parameters"),
+    "names twice": ({"parameters": ["x", "x"]}, "expected names that differ"),
+    "state as times": ({"times": ["x"]}, "expected names that differ"),
+    "constant": ({"constants": [["z", 1]]}, "expected the state, times, input and constants among the parameters"),
+    "constant without a value": ({"constants": [["t"]]}, "expected a list of 2"),
+    "input": ({"input": "t"}, "expected an input where the layer takes one"),
+    "attribute": ({"input_attribute": "a..b"}, "expected a path of attributes"),
+    "batch": ({"batch_dims": 3}, "expected 1 or 2 dimensions of batch, got 3"),
+    "zeros": ({"zeros": 10}, "expected zeros for a part of the state, got 10"),
+    "entries": ({"entries": [8, 3]}, "expected entries that the state has"),
+    "negative entries": ({"entries": [-1, 3]}, "expected entries that the state has"),
+    "all times": ({"times_kept": None}, "expected a layer that returns what the block keeps"),
+    "skipped times": ({"times_skipped": 2}, "expected times that there are"),
+    "axes": ({"axes": [0, 0]}, "expected a permutation of 2 axes"),
+    "returned times": ({"times_returned": 7}, "or with sign 1 or -1, got 7"),
+    "times": ({"t": [1.0, 1.0]}, "expected times that increase or decrease"),
+    "unknown": ({"magic": 1}, "got the unknown 'magic'"),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_absurd_forms_of_blocks(saved, path, case):
+    values, text = FORMS[case]
+
+    def change(config, tensors):
+        config["layers"]["ode.layer"] = config["layers"].pop("ode")
+        config["blocks"] = {"ode": {**BLOCK, **values}}
+        for key in [key for key in tensors if key.startswith("ode.")]:
+            tensors[f"ode.layer.{key.removeprefix('ode.')}"] = tensors.pop(key)
+
+    forge(path, change)
+    with pytest.raises(FileFormatError, match=text):
+        load(path)
+    values.clear()
+    save(reduced(), path)
+    forge(path, change)
+    assert type(load(path)) is ReducedODELayer, "the case fails for its own reason"
+
+
+def test_integers_in_the_place_of_weights(saved, path):
+    forge(path, lambda config, tensors: tensors.update({"stem.weight": tensors["stem.weight"].long()}))
+    with pytest.raises(UnknownLayerError, match="is not the one that was saved"):
+        load(path, network=NETWORKS["dense"].network())
+
+
+def test_long_configurations(saved, path, monkeypatch):
+    monkeypatch.setattr(files, "MOST_BYTES", 100)
+    with pytest.raises(FileFormatError, match="a configuration of more than 100 bytes"):
+        load(path)
+    with pytest.raises(ValueError, match="expected a configuration of at most 100 bytes"):
+        save(reduced(), path)
+    assert path.read_bytes() == saved
+
+
+def test_devices_and_pipes_are_not_read(path):
+    os.mkfifo(path)
+    with pytest.raises(FileFormatError, match="which is a device or pipe"):
+        load(path)
+
+
+def test_what_could_not_be_loaded_is_not_saved(path):
+    small = reduced()
+    small.ode.encode.float()
+    with pytest.raises(ValueError, match=r"layers that can be loaded again, but .*tensors of one dtype"):
+        save(small, path)
+    small = reduced()
+    small.register_buffer("phase", torch.ones(2, dtype=torch.complex128))
+    with pytest.raises(ValueError, match=r"expected tensors that safetensors can hold"):
+        save(small, path)
+    assert os.listdir(path.parent) == []
+
+
 def test_network_that_is_reduced_already_is_a_fit(path):
     small, (x,) = reduced(), NETWORKS["dense"].batch(3)
     for bias in (small.stem.bias, small.ode.decode.bias):
