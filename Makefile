@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fuzz test-export lint bench clean
+.PHONY: help demo test check fuzz test-export test-oldest test-newest lint bench clean
 
 help: ## Show this list
 	@echo 'torchmor: smaller and faster ODE layers for trained PyTorch networks'
@@ -33,6 +33,24 @@ fuzz: $(INSTALLED) ## Try N=2000 random functions, networks and files; a failing
 test-export: $(INSTALLED) ## Export every catalogue entry to every target (half an hour)
 	$(BIN)/pytest -n 2 -m '' tests/adapters/export
 
+test-oldest: ## Run the tests with the oldest versions that pyproject.toml allows, in .venv-oldest
+	$(call test_in,.venv-oldest,constraints-oldest.txt)
+
+# torch alone is pinned: unpinned it may come with gigabytes for graphics cards.
+test-newest: ## Run the tests with the newest versions that pyproject.toml allows but of torch, in .venv-newest
+	@mkdir -p build
+	@grep '^torch==' constraints.txt > build/constraints-newest.txt
+	$(call test_in,.venv-newest,build/constraints-newest.txt)
+
+# A new environment (1) with constraints (2), for the tests in TESTS; anew each time, for newer versions appear.
+TESTS ?=
+define test_in
+	rm -rf $(1)
+	"$(PYTHON)" -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) -e '.[experiments,sequences,export,test]'
+	$(1)/bin/pytest -n 2 --dist loadscope $(TESTS)
+endef
+
 lint: $(INSTALLED) ## Check style, formatting, the dependency rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,8 +62,8 @@ lint: $(INSTALLED) ## Check style, formatting, the dependency rules and types
 bench: $(INSTALLED) ## Measure speed and memory on this machine
 	$(BIN)/python -m torchmor.experiments.benchmark
 
-clean: ## Remove .venv and all that was built; reports stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## Remove all environments and all that was built; reports stay
+	rm -rf .venv .venv-oldest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last and says for which folder: in a moved or copied clone .venv would run the old code.

@@ -105,7 +105,8 @@ class Trial:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Trial:
         """Return the trial of `to_json`."""
-        return cls(**{key: math.inf if value is None else value for key, value in data.items()})
+        read: dict[str, Any] = {key: math.inf if value is None else value for key, value in data.items()}
+        return cls(**read)
 
 
 @dataclass(frozen=True)

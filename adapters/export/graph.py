@@ -71,8 +71,7 @@ def check_steps(name: str, layer: SolvingLayer) -> None:
 
 def _steps_instead(layer: SolvingLayer) -> str:
     """Say which steps were tried in the place of a layer's adaptive solver, or that none are known."""
-    explained = isinstance(layer, ReducedODELayer) and layer.explanation is not None
-    steps = layer.explain().steps if explained else None
+    steps = layer.explain().steps if isinstance(layer, ReducedODELayer) and layer.explanation is not None else None
     if steps is None:
         return (
             'it is not known how many equal steps do what it does: set layer.method and layer.options["step_size"], '

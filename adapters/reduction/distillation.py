@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -236,12 +237,16 @@ def _passes(
             batch, target = lessons[i]
             skipped.steps += 1
             optimiser.zero_grad()
-            if _gradients(lambda batch=batch, target=target: loss(outputs(batch), target), parameters):
+            if _gradients(partial(_loss_of, loss, outputs, batch, target), parameters):
                 optimiser.step()
                 schedule.step()
             else:
                 skipped.left_out += 1
         yield
+
+
+def _loss_of(loss: Loss, outputs: Callable[[Batch], Any], batch: Batch, target: Tensor) -> Tensor:
+    return loss(outputs(batch), target)
 
 
 def _gradients(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> bool:

@@ -217,7 +217,9 @@ class Measurement:
 
         The network without its layer is timed in turns with the network.
         """
-        layer, network_times, impossible = {}, {}, ()
+        layer: dict[int, Timing] = {}
+        network_times: dict[int, Timing] = {}
+        impossible: tuple[str, ...] = ()
         for _ in range(MOST_MEASUREMENTS):
             layer = self._layer_times(network)
             network_times, without = self._network_times(network)
@@ -235,9 +237,10 @@ class Measurement:
                 predict(without, self._inputs[:1])
                 others["without"] = without
         found = self._times(network, (self._inputs,), self._yardstick, (self._inputs,), others)
-        return tuple(
+        of = [
             {batch: times[name] for batch, times in found.items() if name in times} for name in ("candidate", "without")
-        )
+        ]
+        return of[0], of[1]
 
     def _layer_times(self, network: nn.Module) -> dict[int, Timing]:
         layer, yardstick = (whole.get_submodule(self.name) for whole in (network, self._yardstick))

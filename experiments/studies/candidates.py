@@ -23,11 +23,26 @@ REDUCTIONS = {
     "pod-deim": {**CLASSIC, "selection": "deim"},
     "pod-qdeim": {**CLASSIC, "selection": "qdeim"},
     "pod-ei-greedy": {**CLASSIC, "selection": "ei_greedy"},
-    "fitted": {},
+    "fitted": {"basis": "balanced", "selection": "omp", "fit": "least_squares"},
 }
 
 #: Reductions without points.
 GALERKIN = {"pod-galerkin": "pod", "balanced-galerkin": "balanced"}
+
+
+def method_of(names: Mapping[str, str]) -> str:
+    """Return the method that a reduction was made by, of the names of basis, selection and fit in its explanation.
+
+    Raises
+    ------
+    KeyError
+        It is none of those that are compared.
+    """
+    for method, arguments in REDUCTIONS.items():
+        if dict(names) == arguments:
+            return method
+    raise KeyError(f"expected a method of {', '.join(REDUCTIONS)}, got {dict(names)}")
+
 
 #: EI-greedy takes long for more points.
 GREEDY_POINTS = 256

@@ -13,8 +13,8 @@ from torch import nn
 
 from torchmor.adapters import NetworkReductor, save
 from torchmor.adapters.layers.placing import with_layers
-from torchmor.adapters.solving.steps import COARSE, Steps, solved_by
-from torchmor.engine.errors import NonFiniteError
+from torchmor.adapters.solving.steps import COARSE, Steps
+from torchmor.engine.errors import NonFiniteError, SolverError
 from torchmor.experiments.architectures.convolutional_ode import ConvolutionalOde
 from torchmor.experiments.data.images import digits
 from torchmor.experiments.data.labelled import DataSet
@@ -28,6 +28,7 @@ from torchmor.experiments.measure.comparison import (
     on_one_yardstick,
     validation_accuracy,
 )
+from torchmor.experiments.measure.methods import METHODS
 from torchmor.experiments.measure.progress import progress
 from torchmor.experiments.measure.surroundings import surroundings, threads_in_words
 from torchmor.experiments.report.accuracy_figure import accuracy_against_time
@@ -45,6 +46,7 @@ from torchmor.experiments.report.report import (
 )
 from torchmor.experiments.report.table import print_table
 from torchmor.experiments.report.verdict import size_in_words, verdict
+from torchmor.experiments.studies.candidates import method_of
 from torchmor.experiments.studies.experiment import layer_size
 from torchmor.experiments.studies.networks import LAYER, Training, digits_network, ode_layer
 from torchmor.experiments.studies.training import train
@@ -151,7 +153,8 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
         history = train(network, data, seed=seed, progress=bar, **training.arguments(len(data.train)))
     clock.tell("trained", f"the network: {validation_accuracy(network, data):.1f} % on validation data")
 
-    reduced, failures = _reductions(network, data, scale, seed)
+    reductor = NetworkReductor(network, LAYER, data.train.inputs, metric="agreement", seed=seed, progress=False)
+    reduced, failures = _reductions(reductor, scale)
     clock.tell("reduced", f"its ODE layer to {len(reduced)} sizes, on the {len(data.train):,} training images")
 
     ranked = sorted(reduced, key=lambda candidate: -validation_accuracy(candidate.network, data))[: scale.most_accurate]
@@ -161,16 +164,15 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
     clock.tell("measured", f"{len(rows)} networks on {len(data.test)} test images")
 
     best_row = best_reduced(rows)
-    best = candidates[rows.index(best_row)]
-    marked = solved_by(best.network, LAYER, best.solver)
+    marked = _marked(reductor, candidates[rows.index(best_row)])
     findings = verdict(rows)
     findings.append(_size(network, marked))
-    findings += [f"Left out, because the reduced ODE is unstable: {failure}." for failure in failures]
+    findings += [f"Left out: {failure}." for failure in failures]
     settings = _settings(command, seed, training, data, network, marked) | surroundings()
     report, raw, saved = (out / name for name in ("report.html", "rows.jsonl", "reduced.safetensors"))
     save(marked, saved)
     write_rows(raw, rows, settings)
-    story = _story(data, rows, history[-1].loss)
+    story = _story(data, network, marked, rows, history[-1].loss)
     pictures = _pictures(data, network, rows, best_row, marked)
     introduction: list[Part] = [Points(findings)]
     if quick:
@@ -178,10 +180,7 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
     sections: dict[str, Sequence[Part]] = {"": introduction, "What was done": story, "The table": [Comparison(rows)]}
     sections |= pictures
     sections["What the reduction says of itself"] = [
-        Paragraph(
-            f"The explanation of the marked layer, of {size_in_words(best_row)} and {best_row.solver}. It was made "
-            "with the layer's own solver."
-        ),
+        Paragraph(f"The explanation of the marked layer, of {size_in_words(best_row)} and {best_row.solver}."),
         Listing(str(ode_layer(marked).explain())),
     ]
     walls = {f"{part} in": f"{wall:.1f} s" for part, wall in clock.wall_s.items()}
@@ -203,21 +202,29 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
     return Outcome(tuple(rows), tuple(findings), (report, raw, saved), clock.wall_s)
 
 
-def _reductions(network: ConvolutionalOde, data: DataSet, scale: Scale, seed: int) -> tuple[list[Candidate], list[str]]:
-    """Return the reduced networks, and the sizes in words at which the reduced ODE is unstable."""
+def _reductions(reductor: NetworkReductor, scale: Scale) -> tuple[list[Candidate], list[str]]:
+    """Return the reduced networks, and the sizes in words at which there is none, with the reason."""
     reduced, failures = [], []
-    reductor = NetworkReductor(network, LAYER, data.train.inputs, metric="agreement", seed=seed, progress=False)
     with progress("reducing", len(scale.sizes)) as bar:
         for sizes in scale.sizes:
             try:
                 small = reductor.reduce(**sizes)
-                state, stage = ode_layer(small).explain().parts
+                explanation = ode_layer(small).explain()
+                state, stage = explanation.parts
                 found = {"r": state.reduced, "m": stage.reduced}
-                reduced.append(Candidate("fitted", found, small))
-            except NonFiniteError:
-                failures.append(", ".join(f"{name} {value}" for name, value in sizes.items()))
+                reduced.append(Candidate(method_of(explanation.method), found, small))
+            except (NonFiniteError, SolverError) as error:
+                words = ", ".join(f"{name} {value}" for name, value in sizes.items())
+                failures.append(f"{words} ({str(error).rstrip('.')})")
             bar.advance()
     return reduced, failures
+
+
+def _marked(reductor: NetworkReductor, best: Candidate) -> nn.Module:
+    """Return a candidate's network, whose explanation is of the candidate's solver too."""
+    if best.solver is None:
+        return best.network
+    return reductor.reduce(state_dim=best.sizes["r"], points=best.sizes["m"], solver=best.solver)
 
 
 def _unreduced(network: ConvolutionalOde, data: DataSet) -> list[Candidate]:
@@ -261,30 +268,40 @@ def _settings(
         "seed": seed,
         "data": f"{data.name}; {len(data.train):,} to train and calibrate, {len(data.validation)} to validate, "
         f"{len(data.test)} to test",
-        "ODE layer": f"y' = tanh(K * y + b) on 16 x 8 x 8; {network.ode.settings}",
+        "ODE layer": f"{_equation(marked)}; {network.ode.settings}",
         "training": training.words(len(data.train)),
         "reduction": ", ".join(f"{name} {value}" for name, value in ode_layer(marked).explain().method.items()),
     }
 
 
-def _story(data: DataSet, rows: list[Row], loss: float) -> list[Paragraph]:
-    full = rows[0]
+def _equation(network: nn.Module) -> str:
+    """Return the stages of the full ODE function, and the shape of its state."""
+    _, *stages = ode_layer(network).explain().parts
+    shape = " x ".join(map(str, ode_layer(network).state_shape))
+    return f"{', '.join(f'{stage.name} = {stage.what}' for stage in stages)}, with a state of {shape}"
+
+
+def _story(
+    data: DataSet, network: ConvolutionalOde, marked: nn.Module, rows: list[Row], loss: float
+) -> list[Paragraph]:
+    full, ode, explanation = rows[0], network.ode, ode_layer(marked).explain()
+    channels = ode_layer(marked).state_shape[0]
+    assert TRAINING.solver is not None
     return [
         Paragraph(
-            f"A small network was trained on {len(data.train):,} images of {data.name}. A convolution with ReLU makes "
-            f"16 channels of an image, the ODE layer moves these {full.sizes['n']:,} numbers from t = 0 to t = 1 by "
-            "y' = tanh(K ∗ y + b) with another convolution K, and a linear map reads the class off the result. While "
-            f"training, the ODE layer took {TRAINING.solver}, since its adaptive solver would make training three "
-            f"times as long (last loss: {loss:.2g}). From then on the reference is the network with its own solver, "
-            f"{full.solver} with tolerance 0.001, which evaluates the ODE function {full.evaluations} times in a "
-            "forward pass."
+            f"A small network was trained on {len(data.train):,} images of {data.name}. A convolution makes {channels} "
+            f"channels of an image, the ODE layer moves these {full.sizes['n']:,} numbers from t = {ode.t[0]:g} to "
+            f"t = {ode.t[-1]:g} by an ODE function of one convolution and tanh, and a linear map reads the class off "
+            f"the result. While training, the ODE layer took {TRAINING.solver}, {TRAINING.solver.evaluations} "
+            f"evaluations of the ODE function in a forward pass (last loss: {loss:.2g}). From then on the reference is "
+            f"the network with its own solver, {full.solver} with tolerance {ode.rtol:g}, which takes "
+            f"{full.evaluations}."
         ),
         Paragraph(
-            "The trained network was then reduced, without training it again: the state is projected onto the "
-            "directions that the network's output sees most along trajectories of the training images (a balanced "
-            "basis), tanh is evaluated at the few points that say most about the projected derivative, and what "
-            "follows is fitted by least squares. In the pictures r is the size of the reduced state, and m the number "
-            "of points."
+            f"The trained network was then reduced with {explanation.samples:,} of these images, without training it "
+            f"again. The method is {METHODS[method_of(explanation.method)].words}: "
+            f"{METHODS[method_of(explanation.method)].explanation} In the pictures r is the size of the reduced state, "
+            "and m the number of points."
         ),
         Paragraph(
             "Nothing was chosen on test data. Validation data decide which reduced layers are also shown with coarse "
@@ -293,6 +310,13 @@ def _story(data: DataSet, rows: list[Row], loss: float) -> list[Paragraph]:
             "seed."
         ),
     ]
+
+
+#: Singular values of the state in words, by the basis.
+_SPECTRA = {
+    "balanced": "how much it varies in a direction, times how much the output sees of it",
+    "pod": "how much it varies in a direction",
+}
 
 
 def _pictures(
@@ -311,15 +335,14 @@ def _pictures(
                 "layer's coarse solvers at the same height. r: reduced state, m: points.",
             )
         ],
-        "What the output sees of the state": [
+        "How much of the state counts": [
             Picture(
                 singular_values(layer.singular_values, sizes),
-                "Singular values of the balanced basis: how much the state varies in a direction, times how much the "
-                "output sees of it. The faster they fall, the smaller a layer can be: what lies right of a dot is left "
-                "out at that size.",
+                f"Singular values of the state: {_SPECTRA[layer.explain().method['basis']]}. The faster they fall, the "
+                "smaller a layer can be: what lies right of a dot is left out at that size.",
             )
         ],
-        "Where tanh is evaluated": [
+        "Where the nonlinearity is evaluated": [
             Picture(
                 interpolation_points(points, layer.state_shape, data.train.inputs.mean(dim=(0, 1)).numpy()),
                 f"The {len(points)} points of the marked layer among the {rows[0].sizes['n']:,} components of the "
@@ -329,7 +352,7 @@ def _pictures(
         "Trajectories": [
             Picture(
                 trajectories(network.ode, layer, arguments),
-                "The six components of the state that move most, for the first validation image: the full layer, and "
+                "The components of the state that move most, for the first validation image: the full layer, and "
                 f"the marked one ({best.size}), both solved by {network.ode.method} here. "
                 "Pixels: (row, column).",
             )

@@ -26,6 +26,7 @@ from torchmor.experiments.measure.comparison import (
 from torchmor.experiments.measure.methods import METHODS
 from torchmor.experiments.measure.progress import Progress, progress
 from torchmor.experiments.measure.surroundings import surroundings, threads_in_words
+from torchmor.experiments.measure.timing import FEWEST
 from torchmor.experiments.report.experiment_report import print_summary, write_experiment_report
 from torchmor.experiments.report.results import NetworkResult, Showcase
 from torchmor.experiments.report.results_file import ResultsFile
@@ -111,8 +112,8 @@ def run_experiment(
         "levels": experiment.levels.in_words(),
         "networks": {recipe.key: recipe.description for recipe in experiment.recipes},
         "training": {recipe.key: recipe.training.words(len(data.train)) for recipe in experiment.recipes},
-        "timing": f"{threads_in_words(scale.timing_threads)}, median of {scale.repeats} calls, or of at least 3 that "
-        f"take {scale.budget_s:g} s together",
+        "timing": f"{threads_in_words(scale.timing_threads)}, median of {scale.repeats} calls, or of at least {FEWEST} "
+        f"that take {scale.budget_s:g} s together",
         **{key: value for key, value in surroundings().items() if key != "threads"},
     }
     results = ResultsFile(folder / "results.jsonl", settings)

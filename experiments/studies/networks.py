@@ -152,9 +152,9 @@ CONVOLUTIONAL = (
     NetworkRecipe(
         "a",
         "Linear around the ODE",
-        "A convolution of 4 × 4 with stride 2 makes 16 channels of an image (3 × 3 without stride where images have "
-        "fewer than 16 pixels a side), the ODE layer moves them by y' = tanh(K ∗ y + b) with a convolution K of 3 × 3 "
-        "from t = 0 to t = 1, and a linear map reads the class off the result.",
+        f"A convolution of 4 × 4 with stride 2 makes {CHANNELS} channels of an image (3 × 3 without stride where "
+        f"images have fewer than {SMALL_IMAGE} pixels a side), the ODE layer moves them by y' = tanh(K ∗ y + b) with a "
+        "convolution K of 3 × 3 from t = 0 to t = 1, and a linear map reads the class off the result.",
         _linear,
         _IMAGES,
     ),
@@ -162,7 +162,7 @@ CONVOLUTIONAL = (
         "b",
         "Nonlinear around the ODE",
         "The same ODE layer between nonlinear parts: after the first convolution comes a ReLU, and the result is read "
-        "by a strided convolution of 4 × 4 to 32 channels, a ReLU and a linear map.",
+        f"by a strided convolution of 4 × 4 to {2 * CHANNELS} channels, a ReLU and a linear map.",
         _stronger,
         _IMAGES,
     ),
@@ -173,7 +173,7 @@ RECURRENT = (
     NetworkRecipe(
         "c",
         "With leak",
-        "256 units start from zero and are driven by the sequence u: y' = −y + tanh(A y + b) + Z u, from t = 0 to "
+        f"{UNITS} units start from zero and are driven by the sequence u: y' = −y + tanh(A y + b) + Z u, from t = 0 to "
         "t = 5, with as many Euler steps as the sequence has; a linear map reads the class off the last state.",
         _recurrent(leak=True),
         _SEQUENCES,

@@ -68,14 +68,33 @@ def test_command_line_is_installed():
     assert callable(script.load())
 
 
+def pinned(name: str) -> dict[str, str]:
+    """The versions that a file of constraints pins."""
+    lines = (ROOT / name).read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
+def test_oldest_constraints_are_the_lower_bounds(requirement):
+    """`make test-oldest` runs with what pyproject.toml promises, and no requirement is without a bound."""
+    (bound,) = requirement.specifier
+    assert bound.operator == ">="
+    assert pinned("constraints-oldest.txt")[canonicalize_name(requirement.name)] == bound.version
+
+
+def test_oldest_constraints_pin_nothing_else():
+    assert set(pinned("constraints-oldest.txt")) == {canonicalize_name(one.name) for one in REQUIREMENTS}
+
+
+def test_torch_is_not_promised_to_be_older_than_tested():
+    assert pinned("constraints-oldest.txt")["torch"] == pinned("constraints.txt")["torch"]
+
+
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda requirement: requirement.name)
 def test_constraints_pin_every_requirement(requirement):
     """``constraints.txt`` pins a version in the range of ``pyproject.toml``: nothing resolves freely."""
-    pins = dict(
-        line.split("==")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    )
+    pins = pinned("constraints.txt")
     name = canonicalize_name(requirement.name)
     assert name in pins
     assert requirement.specifier.contains(pins[name])

@@ -7,7 +7,7 @@ import pytest
 
 from repository import FOLDERS, ROOT, modules
 
-TARGETS = ("help", "demo", "test", "check", "test-export", "lint", "bench", "clean")
+TARGETS = ("help", "demo", "test", "check", "test-export", "test-oldest", "test-newest", "lint", "bench", "clean")
 UNTELLING = {"utils", "util", "helpers", "helper", "core", "misc", "common", "base", "tools"}
 
 

@@ -1,16 +1,21 @@
 """Which networks are made, for which seed, and with which solvers."""
 
+import inspect
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import nn
 
 from networks import chain
-from torchmor.adapters import ODELayer
+from torchmor.adapters import ODELayer, reduce_network
 from torchmor.adapters.solving.steps import Steps
 from torchmor.experiments.data.images import load_images
+from torchmor.experiments.data.sequences import load_sequences
+from torchmor.experiments.measure.methods import METHODS
 from torchmor.experiments.studies import convolutional
-from torchmor.experiments.studies.candidates import Compression, Distillation, Levels
+from torchmor.experiments.studies.candidates import REDUCTIONS, Compression, Distillation, Levels, method_of
+from torchmor.experiments.studies.networks import CONVOLUTIONAL, RECURRENT
 
 LEVELS = Levels(
     sizes=((4, 8), (3, 6), (2, 4), (1, 2)),
@@ -55,3 +60,27 @@ def test_levels_in_words():
     words = convolutional.EXPERIMENT.levels.in_words()
     assert words["distilled"]["a"][0] == "48/256 with 1 midpoint step"
     assert words["teacher"] == "1 RK4 step" and LEVELS.in_words()["teacher"] == "own solver"
+
+
+def test_methods_are_known_by_what_reductions_say_of_themselves():
+    layer = ODELayer(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), method="euler")
+    y0 = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    for method, arguments in REDUCTIONS.items():
+        small = reduce_network(layer, "", y0, state_dim=3, points=4, progress=False, **arguments)
+        assert method_of(small.explain().method) == method
+    with pytest.raises(KeyError, match="expected a method of"):
+        method_of({"basis": "pod", "selection": "omp", "fit": "least_squares"})
+
+
+def test_what_is_called_the_default_is():
+    defaults = inspect.signature(reduce_network).parameters
+    (default,) = [key for key, method in METHODS.items() if "The default of torchmor" in method.explanation]
+    assert REDUCTIONS[default] == {name: defaults[name].default for name in ("basis", "selection", "fit")}
+
+
+@pytest.mark.parametrize(("recipe", "times"), [(CONVOLUTIONAL[0], (0.0, 1.0)), (RECURRENT[0], (0.0, 5.0))])
+def test_descriptions_of_networks_say_the_times_of_their_layers(recipe, times):
+    data = load_images("digits") if recipe in CONVOLUTIONAL else load_sequences("digits")
+    layer = recipe.network(data, 0).ode
+    assert (layer.t[0], layer.t[-1]) == times
+    assert f"from t = {times[0]:g} to t = {times[1]:g}" in recipe.description

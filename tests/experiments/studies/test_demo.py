@@ -1,6 +1,7 @@
 """The demo at its small scale: every part runs, and the numbers that must come out do."""
 
 import base64
+import html
 import json
 import re
 from io import BytesIO, StringIO
@@ -12,6 +13,8 @@ from rich.console import Console
 
 from torchmor.adapters import load
 from torchmor.experiments.measure.comparison import BATCHES
+from torchmor.experiments.measure.methods import METHODS
+from torchmor.experiments.studies.candidates import method_of
 from torchmor.experiments.studies.demo import run_demo
 
 pytestmark = pytest.mark.slow
@@ -79,3 +82,17 @@ def test_saved_network_is_the_marked_one(demo):
     layer = load(demo[1] / "reduced.safetensors")
     assert layer(torch.rand(3, 16, 8, 8)).shape == (3, 16, 8, 8)
     assert "held-out" in str(layer.explain())
+
+
+def test_report_says_what_the_layer_says_of_itself(demo):
+    """Method, solver and sizes are read from the object that was saved."""
+    explanation = load(demo[1] / "reduced.safetensors").explain()
+    report = html.unescape((demo[1] / "report.html").read_text(encoding="utf-8"))
+    settings = json.loads((demo[1] / "rows.jsonl").read_text().splitlines()[0])["settings"]
+    assert settings["reduction"] == ", ".join(f"{name} {value}" for name, value in explanation.method.items())
+    words = METHODS[method_of(explanation.method)]
+    assert f"The method is {words.words}: {words.explanation}" in report
+    assert f"reduced with {explanation.samples:,} of these images" in report
+    assert explanation.errors, "measured with the marked layer's solver"
+    assert not explanation.since
+    assert explanation.parts[1].what in settings["ODE layer"]
