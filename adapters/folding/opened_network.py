@@ -27,13 +27,20 @@ from torchmor.engine.errors import ShapeError, TorchmorError, UnknownLayerError,
 
 
 @torch.library.custom_op("torchmor::reduced_solve", mutates_args=())
-def reduced_solve(z0: Tensor, u: Tensor | None, times: Sequence[float] | None, layer: int, outputs: int) -> Tensor:
-    """Stand for the solve of the reduced layer of a number, with so many outputs (0: the final state)."""
+def reduced_solve(
+    z0: Tensor, u: Tensor | None, times: Sequence[float] | None, t: Tensor | None, layer: int, outputs: int
+) -> Tensor:
+    """Stand for the solve of the reduced layer of a number, with so many outputs (0: the final state).
+
+    Times other than the layer's are numbers, or the tensor t.
+    """
     raise AssertionError("modules take its place before the graph is run")
 
 
 @reduced_solve.register_fake
-def _(z0: Tensor, u: Tensor | None, times: Sequence[float] | None, layer: int, outputs: int) -> Tensor:
+def _(
+    z0: Tensor, u: Tensor | None, times: Sequence[float] | None, t: Tensor | None, layer: int, outputs: int
+) -> Tensor:
     return z0.new_empty((outputs, *z0.shape) if outputs else z0.shape)
 
 
@@ -46,7 +53,7 @@ class _OpenedLayer(nn.Module):
 
     def forward(self, y0: Tensor, u: Any = None, t: Any = None) -> Tensor:
         layer = self.layer
-        if (u is not None and not isinstance(u, Tensor)) or isinstance(t, Tensor):
+        if u is not None and not isinstance(u, Tensor):
             return self._closed(y0, u, t)
         if tuple(y0.shape[1:]) != layer.state_shape:
             expected, got = (", ".join(map(str, shape)) for shape in (layer.state_shape, y0.shape[1:]))
@@ -55,21 +62,21 @@ class _OpenedLayer(nn.Module):
                 "call fold with arguments that the network can be called with"
             )
         outputs = 0 if layer.output == "final" else len(layer.t if t is None else t)
-        times = None if t is None else [float(time) for time in t]
+        tensor = t if isinstance(t, Tensor) else None
+        times = None if t is None or tensor is not None else [float(time) for time in t]
         if isinstance(layer.encode, nn.Identity):
-            return torch.ops.torchmor.reduced_solve(y0, u, times, self.number, outputs)
+            return torch.ops.torchmor.reduced_solve(y0, u, times, tensor, self.number, outputs)
         z0 = F.linear(y0.flatten(1), layer.encode.weight, layer.encode.bias)
-        z = torch.ops.torchmor.reduced_solve(z0, u, times, self.number, outputs)
+        z = torch.ops.torchmor.reduced_solve(z0, u, times, tensor, self.number, outputs)
         y = F.linear(z, layer.decode.weight, layer.decode.bias)
         return y.reshape(*z.shape[:-1], *layer.state_shape)
 
     def _closed(self, y0: Tensor, u: Any, t: Any) -> Tensor:
-        """Trace the whole layer: a function of t is no argument of an operation."""
+        """Trace the whole layer: an input that is a function of t is no argument of an operation."""
         if not is_fixed_step(self.layer.method):
             raise UnsupportedOperationError(
-                "expected samples of the input u, and times as numbers, to trace the solve of a reduced layer with the "
-                f"method {self.layer.method}, got a function, or times as a Tensor: pass samples (batch, times, p), or "
-                "set a fixed-step method"
+                "expected samples of the input u, to trace the solve of a reduced layer with the method "
+                f"{self.layer.method}, got a function: pass samples (batch, times, p), or set a fixed-step method"
             )
         return self.layer(y0, u, t)
 
