@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.export.agreement import Agreement, compare
+from torchmor.adapters.export.failure import first_line
 from torchmor.adapters.export.float64 import exact
-from torchmor.adapters.export.graph import announce, exportable, first_line, quiet, suffixed, trace
-from torchmor.adapters.export.note import KEY, note
+from torchmor.adapters.export.graph import announce, exportable, quiet, suffixed, trace
+from torchmor.adapters.export.note import KEY, note, tensor_names
 from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.engine.errors import ExportError, MissingPackageError
 
@@ -20,7 +22,7 @@ from torchmor.engine.errors import ExportError, MissingPackageError
 OPSET = 20
 
 
-def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Tensor, verbose: bool = True) -> Agreement:
+def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Any, verbose: bool = True) -> Agreement:
     """Export a module to one ONNX file (opset 20, optimised, weights included), for any batch.
 
     Law: the file in ONNX Runtime equals ``module(*arguments)`` in eval mode. It is checked on the spot, on the CPU, at
@@ -78,14 +80,15 @@ def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Tenso
 
 
 def _write(program: ExportedProgram, path: Path, text: str) -> None:
-    names = program.graph_signature.user_outputs
+    signature = program.graph_signature
+    names = tensor_names(program, signature.user_outputs)
     try:
         with torch.no_grad(), quiet():
             exported: Any = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=program.graph_signature.user_inputs,
+                input_names=tensor_names(program, signature.user_inputs),
                 output_names=["output"] if len(names) == 1 else [f"output_{i}" for i in range(len(names))],
                 verbose=False,
             )
@@ -107,10 +110,11 @@ def _name_batch(graph: Any) -> None:
                 value.shape[i] = "batch"
 
 
-def _run(onnxruntime: Any, path: Path, arguments: Sequence[Tensor]) -> list[Tensor]:
+def _run(onnxruntime: Any, path: Path, arguments: Sequence[Any]) -> list[Tensor]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors are raised, and warnings are about its own optimisations
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
-    feed = {name: tensor.cpu().numpy() for name, tensor in zip(names, arguments, strict=True)}
+    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    feed = {name: tensor.cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
     return [torch.from_numpy(value) for value in session.run(None, feed)]

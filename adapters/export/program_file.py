@@ -1,9 +1,10 @@
 """Export to torch.export programs, ``.pt2``."""
 
 import os
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from torchmor.adapters.export.agreement import Agreement, compare
@@ -12,9 +13,7 @@ from torchmor.adapters.export.note import KEY, note
 from torchmor.adapters.layers.atomic import atomic_path
 
 
-def export_program(
-    module: nn.Module, path: str | os.PathLike[str], *example: Tensor, verbose: bool = True
-) -> Agreement:
+def export_program(module: nn.Module, path: str | os.PathLike[str], *example: Any, verbose: bool = True) -> Agreement:
     """Export a module as a torch.export program that runs with torch alone, for any batch.
 
     Law: ``torch.export.load(path).module()(*arguments)`` equals ``module(*arguments)`` in eval mode. It is checked on

@@ -9,12 +9,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from torchmor.adapters.export.graph import original, resized
 from torchmor.adapters.folding.affine_folds import AffineFolds, Fold
 from torchmor.adapters.folding.explanation import FoldExplanation, describe
 from torchmor.adapters.folding.network_graph import NetworkGraph
 from torchmor.adapters.folding.sampled_encoder import SampledFold, fit_sampled_encoder
-from torchmor.adapters.networks.evaluation import evaluation
-from torchmor.engine.errors import SizeError
+from torchmor.adapters.layers.placing import copied
+from torchmor.adapters.layers.time_arguments import time_arguments
+from torchmor.engine.errors import SizeError, UnsupportedOperationError
+
+#: Largest relative difference of outputs by rounding, in half precision too; an exact copy that differs more is wrong.
+_SAME = 0.1
 
 #: At most so many samples of the example compare the folded network with the original.
 _COMPARED_SAMPLES = 512
@@ -201,13 +206,32 @@ def _errors(small: nn.Module, folded: nn.Module, folds: AffineFolds, example: tu
         errors[f"z(0) of layer '{layer}' on {len(rows):,} {samples}"] = encoder.error
     rows = rows[:_COMPARED_SAMPLES]
     arguments = folds.graph.select(example, rows)
-    with evaluation(small):
-        pairs = zip(tree_leaves(small(*arguments)), tree_leaves(folded(*arguments)), strict=True)
-    missed = norm = 0.0
-    for expected, value in pairs:
-        if isinstance(expected, Tensor) and expected.is_floating_point():
-            known = expected.isfinite()  # a network may mask its output with infinity
-            missed += float((value[known].double() - expected[known].double()).square().sum())
-            norm += float(expected[known].double().square().sum())
-    errors[f"the network's output on {len(rows):,} {samples}"] = (missed / max(norm, 1e-300)) ** 0.5
+    network = copied(original(small)).eval()  # what it counts and keeps does not move
+    errors[f"the network's output on {len(rows):,} {samples}"] = _difference(network, folded, arguments)
+    if not encoders:
+        times = time_arguments(network, arguments)
+        others = resized(arguments, 2 if len(rows) != 2 else 1, times)
+        worst = max((*errors.values(), _difference(network, folded, others)))
+        if not worst <= _SAME:
+            raise UnsupportedOperationError(
+                "expected a network whose graph computes what it computes, got one that differs from it by a factor of "
+                f"{worst:.2g}, relatively, on other data: let its forward not depend on random numbers in eval mode, on "
+                "earlier calls, or on values outside of torch"
+            )
     return errors
+
+
+def _difference(network: nn.Module, folded: nn.Module, arguments: tuple[Any, ...]) -> float:
+    """Relative difference of the floating-point outputs, where they are finite."""
+    with torch.no_grad(), torch.random.fork_rng():
+        state = torch.get_rng_state()
+        expected = tree_leaves(network(*arguments))
+        torch.set_rng_state(state)
+        found = tree_leaves(folded(*arguments))
+    missed = norm = 0.0
+    for target, value in zip(expected, found, strict=True):
+        if isinstance(target, Tensor) and target.is_floating_point():
+            known = target.isfinite()  # a network may mask its output with infinity
+            missed += float((value[known].double() - target[known].double()).square().sum())
+            norm += float(target[known].double().square().sum())
+    return (missed / max(norm, 1e-300)) ** 0.5

@@ -19,11 +19,11 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
-from torchmor.adapters.layers.ode_layer import ODELayer
+from torchmor.adapters.export.graph import original, traced
 from torchmor.adapters.layers.placing import with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.solving.runge_kutta import is_fixed_step
-from torchmor.engine.errors import ShapeError, TorchmorError, UnknownLayerError, UnsupportedOperationError
+from torchmor.engine.errors import ExportError, ShapeError, UnknownLayerError, UnsupportedOperationError
 
 
 @torch.library.custom_op("torchmor::reduced_solve", mutates_args=())
@@ -102,6 +102,7 @@ def open_network(
     UnsupportedOperationError
         torch.export cannot trace the network with a dynamic batch.
     """
+    small = original(small)
     layers = {name: copy.deepcopy(m) for name, m in small.named_modules() if isinstance(m, ReducedODELayer)}
     if not layers:
         raise UnknownLayerError(
@@ -110,29 +111,21 @@ def open_network(
         )
     opened = {name: _OpenedLayer(layer, number) for number, (name, layer) in enumerate(layers.items())}
     network = with_layers(small, opened).eval()
+    for module in network.modules():
+        module._compiled_call_impl = None
     batch = torch.export.Dim("batch")
     dynamic = tree_map(lambda is_batched: {0: batch} if is_batched else None, batched)
     dynamic = inspect.signature(network.forward).bind(*dynamic).arguments
-    failures = []
-    for strict in (False, True):  # the first does not understand len(x), the second not all of Python
-        try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # of torch about itself
-                program = torch.export.export(network, example, dynamic_shapes=dynamic, strict=strict)
-                program = program.run_decompositions({})
-        except TorchmorError:
-            raise
-        except Exception as error:  # torch raises what it likes
-            failures.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
-            continue
-        return _plain(program, example), layers
-    full = ", ".join(repr(name) for name, module in small.named_modules() if isinstance(module, ODELayer))
-    raise UnsupportedOperationError(
-        "expected a network that torch.export can trace with a dynamic batch, got one that it cannot "
-        f"({'; '.join(dict.fromkeys(failures))}): let its forward consist of tensor operations that do not branch on "
-        "values, for any number of samples"
-        + (f"; the ODE layers {full} are solved by torchdiffeq, which it cannot trace: reduce them too" if full else "")
-    )
+    try:
+        program = traced(network, example, dynamic, "with a dynamic batch")
+    except ExportError as error:
+        raise UnsupportedOperationError(
+            str(error).replace("expected a module that torch.export", "expected a network that torch.export")
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        program = program.run_decompositions({})
+    return _plain(program, example), layers
 
 
 def _plain(program: torch.export.ExportedProgram, example: tuple[Any, ...]) -> fx.GraphModule:

@@ -28,7 +28,7 @@ def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Modul
         except AttributeError as error:
             raise UnknownLayerError(f"expected a network with a module {name!r}, got one without ({error})") from error
         placed[id(old)] = layer.train(old.training)
-    return copy.deepcopy(network, placed)
+    return copied(network, placed)
 
 
 def find_layer(network: nn.Module, name: str) -> ODELayer:

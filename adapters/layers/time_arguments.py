@@ -1,6 +1,5 @@
 """Which arguments of a network are the times of its ODE layers."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 
 
@@ -28,7 +28,7 @@ def time_arguments(network: nn.Module, example: Sequence[Any]) -> frozenset[int]
             storage = t.untyped_storage().data_ptr()
             found.update(i for i, leaf in candidates.items() if leaf.untyped_storage().data_ptr() == storage)
 
-    network = copy.deepcopy(network).eval()
+    network = copied(network).eval()
     for layer in network.modules():
         if isinstance(layer, SolvingLayer):
             layer.register_forward_pre_hook(look, with_kwargs=True)

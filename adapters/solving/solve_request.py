@@ -281,8 +281,8 @@ def _check_exportable_times(settings: SolveSettings, u: Any, t: Tensor) -> None:
     if t.ndim != 1 or not isinstance(t.shape[0], int) or t.shape[0] < 2:
         raise ExportError(
             f"expected times of a fixed number, two or more, in one dimension, to export a layer whose times are an "
-            f"argument, got shape {tuple(t.shape)}: call it with a Tensor (times,), and export it with an example whose "
-            "batch is another number than that of the times"
+            f"argument, got shape {tuple(t.shape)}: call it with a Tensor (times,), and export it with an example of "
+            "another batch than the number of times"
         )
     reason = ""
     if not is_fixed_step(settings.method):
@@ -291,9 +291,9 @@ def _check_exportable_times(settings: SolveSettings, u: Any, t: Tensor) -> None:
         reason, fix = f"options['step_size'] = {settings.options['step_size']:g} decides", "layer.options = {}"
     if reason:
         raise ExportError(
-            f"expected one step from each time to the next, to export a layer whose times are an argument, got one where "
-            f"{reason} how many: a graph would repeat the number of the example; set {fix}, and give "
-            "more times where that is not accurate enough, or give the layer its times as numbers, layer.t"
+            "expected one step from each time to the next, to export a layer whose times are an argument, got one "
+            f"where {reason} how many: a graph would repeat the number of the example; set {fix}, and give more times "
+            "where that is not accurate enough, or give the times as numbers, t=[0.0, …], which the graph then holds"
         )
     if isinstance(u, Tensor) and settings.input_times is None:
         raise ExportError(
