@@ -230,6 +230,7 @@ def quiet() -> Iterator[None]:
         for category, message in (
             (FutureWarning, r".*LeafSpec"),  # torch copies tree specs of its own the old way
             (DeprecationWarning, r".*torch\.jit"),  # the compiler imports parts of torch.jit
+            (UserWarning, r".* assigned during export"),  # what a copy keeps for later
         ):
             warnings.filterwarnings("ignore", message, category)
         for logger in loggers:

@@ -11,11 +11,12 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.export.agreement import Agreement, compare
-from torchmor.adapters.export.failure import first_line
+from torchmor.adapters.export.failure import chain, first_line
 from torchmor.adapters.export.float64 import exact
 from torchmor.adapters.export.graph import announce, exportable, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note, tensor_names
 from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.layers.time_arguments import time_arguments
 from torchmor.engine.errors import ExportError, MissingPackageError
 
 #: Version of ONNX's operators in exported files.
@@ -36,7 +37,8 @@ def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Any, 
     path
         File ending in .onnx; written whole or not at all.
     example
-        Arguments of one call, tensors. Dimension 0 of each becomes the dynamic dimension "batch".
+        Arguments of one call: tensors, whose dimension 0 becomes the dynamic dimension "batch", or tuples, lists and
+        dicts of them. Times of ODE layers have none, and are arguments of the file too; it holds numbers as constants.
     verbose
         Print what was written, its opset, and how far it is from torch.
 
@@ -67,8 +69,11 @@ def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Any, 
         ) from error
     module = exportable(module)
     program = trace(module, example)
+    text, signature = note(module, program), program.graph_signature
+    if len(tensor_names(program, signature.user_outputs)) < len(signature.user_outputs):
+        program = trace(_Tensors(module), example, times=time_arguments(module, example))
     with atomic_path(path) as temporary:
-        _write(exact(program, example), temporary, note(module, program))
+        _write(exact(program, example), temporary, text)
         agreement = compare(
             lambda arguments: _run(onnxruntime, temporary, arguments),
             module,
@@ -96,9 +101,22 @@ def _write(program: ExportedProgram, path: Path, text: str) -> None:
             exported.model.metadata_props[KEY] = text
             exported.save(path, external_data=False)
     except Exception as error:
+        *_, cause = chain(error)
         raise ExportError(
-            f"torch.onnx could not export the module ({first_line(error)}): see the error above"
+            f"torch.onnx could not export the module ({first_line(cause)}): write it with other operations, or use "
+            "export_program"
         ) from error
+
+
+class _Tensors(nn.Module):
+    """A module without what ONNX has no outputs for: numbers, strings and None."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments: Any) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves(self.module(*arguments)) if isinstance(leaf, Tensor)]
 
 
 def _name_batch(graph: Any) -> None:

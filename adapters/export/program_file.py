@@ -27,7 +27,8 @@ def export_program(module: nn.Module, path: str | os.PathLike[str], *example: An
     path
         File ending in .pt2; written whole or not at all.
     example
-        Arguments of one call, tensors. Dimension 0 of each becomes a dynamic batch.
+        Arguments of one call: tensors, whose dimension 0 becomes a dynamic batch, or tuples, lists and dicts of them.
+        Times of ODE layers have none, and are arguments of the file too; it holds numbers as constants.
     verbose
         Print what was written and how far it is from torch.
 

@@ -56,7 +56,8 @@ def fold(small: nn.Module, *example: Any, sampled_encoder: int | None = None) ->
     small
         A network with one or more reduced layers; it is not changed.
     example
-        The arguments of a call of it. Tensors as long as the first one along dimension 0 are batched.
+        The arguments of a call of it. Tensors as long as the first one along dimension 0 are batched, but for those
+        that are the times of ODE layers.
     sampled_encoder
         Number s of entries, to treat projections that stand behind nonlinear operations, with which they cannot be
         merged, too: z(0) is fitted to the s entries of y(0) that tell most of it, and only these are evaluated, where
@@ -72,7 +73,7 @@ def fold(small: nn.Module, *example: Any, sampled_encoder: int | None = None) ->
     UnknownLayerError
         The network has no reduced layer.
     UnsupportedOperationError
-        torch.export cannot trace the network with a dynamic batch.
+        torch.export cannot trace the network with a dynamic batch, or its graph computes something else.
     CalibrationError
         The example has no sample, or too few to fit a sampled encoder to.
     NonFiniteError
@@ -214,9 +215,9 @@ def _errors(small: nn.Module, folded: nn.Module, folds: AffineFolds, example: tu
         worst = max((*errors.values(), _difference(network, folded, others)))
         if not worst <= _SAME:
             raise UnsupportedOperationError(
-                "expected a network whose graph computes what it computes, got one that differs from it by a factor of "
-                f"{worst:.2g}, relatively, on other data: let its forward not depend on random numbers in eval mode, on "
-                "earlier calls, or on values outside of torch"
+                "expected a network whose graph computes what it computes, got a relative difference of "
+                f"{worst:.2g} on the example or data like it: let its forward not depend on random numbers in eval "
+                "mode, on earlier calls, or on values outside of torch"
             )
     return errors
 
