@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchmor.adapters.export.graph import check_example, first_line, resized
+from torchmor.adapters.export.failure import first_line
+from torchmor.adapters.export.graph import check_example, resized
+from torchmor.adapters.layers.time_arguments import time_arguments
 from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import ExportError
 
@@ -45,13 +48,15 @@ class Agreement:
 
 
 def compare(
-    run: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    run: Callable[[Sequence[Any]], Sequence[Any]],
     module: nn.Module,
-    example: Sequence[Tensor],
+    example: Sequence[Any],
     runtime: str,
     max_batch: int | None = None,
 ) -> Agreement:
-    """Compare an exported file with the module at the example's batch and at two other batch sizes.
+    """Compare an exported file with the module at the example's batch and at two others, at other times there.
+
+    Only tensors are compared: numbers that a module returns beside are not in every format.
 
     Parameters
     ----------
@@ -71,15 +76,16 @@ def compare(
     ExportError
         The file does not run, returns other shapes or dtypes, or its error is above TOLERANCES.
     """
-    batch = check_example(example)
+    times = time_arguments(module, example)
+    batch = check_example(example, times)
     others = [size for size in (1, batch + 3, 2, 3) if size != batch and size <= (max_batch or size)][:2]
     absolute = relative = 0.0
     for size in (batch, *others):
-        arguments = resized(example, size)
+        arguments = resized(example, size, times)
         with torch.no_grad():
-            expected = tree_leaves(module(*arguments))
+            expected = _tensors(tree_leaves(module(*arguments)))
         try:
-            outputs = list(run(arguments))
+            outputs = _tensors(run(arguments))
         except Exception as error:
             raise ExportError(
                 f"the exported module fails in {runtime} at batch {size} ({first_line(error)}): nothing was "
@@ -100,6 +106,10 @@ def compare(
                     "in another dtype, module.float() or module.double()"
                 )
     return Agreement(runtime, (batch, *others), absolute, relative)
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _errors(value: Tensor, target: Tensor) -> tuple[float, float]:

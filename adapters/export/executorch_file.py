@@ -4,19 +4,21 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.export.agreement import Agreement, compare
-from torchmor.adapters.export.graph import announce, exportable, first_line, suffixed, trace
+from torchmor.adapters.export.failure import first_line
+from torchmor.adapters.export.graph import announce, exportable, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
 from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.engine.errors import ExportError, MissingPackageError
 
 
 def export_executorch(
-    module: nn.Module, path: str | os.PathLike[str], *example: Tensor, max_batch: int = 256, verbose: bool = True
+    module: nn.Module, path: str | os.PathLike[str], *example: Any, max_batch: int = 256, verbose: bool = True
 ) -> Agreement:
     """Export a module to an ExecuTorch program with XNNPACK kernels, for any batch up to a largest one.
 

@@ -1,12 +1,14 @@
 """Graphs in float64 as ONNX Runtime computes them in float64."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from torchmor.adapters.export.graph import quiet, trace
+from torchmor.adapters.export.note import tensor_names
 from torchmor.adapters.solving.torch_private import decompositions
 
 aten = torch.ops.aten
@@ -47,7 +49,7 @@ _WITH_TENSORS = {
 }
 
 
-def exact(program: ExportedProgram, example: Sequence[Tensor]) -> ExportedProgram:
+def exact(program: ExportedProgram, example: Sequence[Any]) -> ExportedProgram:
     """Return a float64 program with its numbers as float64 tensors; programs in other dtypes as they are.
 
     torch.onnx keeps Python's numbers in float32, and ONNX Runtime has few activations in float64. In other dtypes
@@ -61,8 +63,21 @@ def exact(program: ExportedProgram, example: Sequence[Tensor]) -> ExportedProgra
         Arguments of a call.
     """
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    if all(values[name].dtype != torch.float64 for name in program.graph_signature.user_outputs):
+    inputs, outputs = program.graph_signature.user_inputs, program.graph_signature.user_outputs
+    kinds = [values[name].dtype for name in tensor_names(program, outputs)]
+    kinds = [kind for kind in kinds if kind.is_floating_point] or [
+        values[name].dtype for name in tensor_names(program, inputs)
+    ]
+    if torch.float64 not in kinds:
         return program
+    times = frozenset(
+        i
+        for i, name in enumerate(inputs)
+        if isinstance(name, str)
+        and isinstance(values[name], Tensor)
+        and values[name].ndim
+        and all(isinstance(n, int) for n in values[name].shape)
+    )
     activations = [getattr(aten, name).default for name in _ACTIVATIONS.split()]
     with torch.no_grad(), quiet():
         program = program.run_decompositions(decompositions(activations) | _SIMPLER)
@@ -79,4 +94,4 @@ def exact(program: ExportedProgram, example: Sequence[Tensor]) -> ExportedProgra
             with graph.inserting_before(node):
                 node.update_arg(i, graph.get_attr(name))
     module.recompile()
-    return trace(module, example)
+    return trace(module, example, times=times)

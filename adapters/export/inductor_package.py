@@ -3,21 +3,21 @@
 import io
 import os
 import shutil
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchmor.adapters.export.agreement import Agreement, compare
-from torchmor.adapters.export.graph import announce, exportable, first_line, quiet, suffixed, trace
+from torchmor.adapters.export.failure import first_line
+from torchmor.adapters.export.graph import announce, exportable, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
 from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.adapters.solving.torch_private import aoti_compile_and_package, aoti_load_package, tree_leaves
 from torchmor.engine.errors import ExportError
 
 
-def export_inductor(
-    module: nn.Module, path: str | os.PathLike[str], *example: Tensor, verbose: bool = True
-) -> Agreement:
+def export_inductor(module: nn.Module, path: str | os.PathLike[str], *example: Any, verbose: bool = True) -> Agreement:
     """Compile a module to an AOTInductor package, for any batch, on the device of its parameters.
 
     Law: ``torch._inductor.aoti_load_package(path)(*arguments)`` equals ``module(*arguments)`` in eval mode. It is

@@ -10,17 +10,20 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from torchmor.adapters.export.agreement import Agreement, compare
+from torchmor.adapters.export.failure import chain, first_line
 from torchmor.adapters.export.float64 import exact
-from torchmor.adapters.export.graph import announce, exportable, first_line, quiet, suffixed, trace
-from torchmor.adapters.export.note import KEY, note
+from torchmor.adapters.export.graph import announce, exportable, quiet, suffixed, trace
+from torchmor.adapters.export.note import KEY, note, tensor_names
 from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.layers.time_arguments import time_arguments
+from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import ExportError, MissingPackageError
 
 #: Version of ONNX's operators in exported files.
 OPSET = 20
 
 
-def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Tensor, verbose: bool = True) -> Agreement:
+def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Any, verbose: bool = True) -> Agreement:
     """Export a module to one ONNX file (opset 20, optimised, weights included), for any batch.
 
     Law: the file in ONNX Runtime equals ``module(*arguments)`` in eval mode. It is checked on the spot, on the CPU, at
@@ -34,7 +37,8 @@ def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Tenso
     path
         File ending in .onnx; written whole or not at all.
     example
-        Arguments of one call, tensors. Dimension 0 of each becomes the dynamic dimension "batch".
+        Arguments of one call: tensors, whose dimension 0 becomes the dynamic dimension "batch", or tuples, lists and
+        dicts of them. Times of ODE layers have none, and are arguments of the file too; it holds numbers as constants.
     verbose
         Print what was written, its opset, and how far it is from torch.
 
@@ -67,8 +71,11 @@ def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Tenso
         ) from error
     module = exportable(module)
     program = trace(module, example)
+    text, signature = note(module, program), program.graph_signature
+    if len(tensor_names(program, signature.user_outputs)) < len(signature.user_outputs):
+        program = trace(_Tensors(module), example, times=time_arguments(module, example))
     with atomic_path(path) as temporary:
-        temporary.write_bytes(_encoded(exact(program, example), note(module, program)))
+        temporary.write_bytes(_encoded(exact(program, example), text))
         agreement = compare(
             lambda arguments: _run(onnxruntime, temporary, arguments),
             module,
@@ -80,14 +87,15 @@ def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Tenso
 
 
 def _encoded(program: ExportedProgram, text: str) -> bytes:
-    names = program.graph_signature.user_outputs
+    signature = program.graph_signature
+    names = tensor_names(program, signature.user_outputs)
     try:
         with torch.no_grad(), quiet():
             exported: Any = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=program.graph_signature.user_inputs,
+                input_names=tensor_names(program, signature.user_inputs),
                 output_names=["output"] if len(names) == 1 else [f"output_{i}" for i in range(len(names))],
                 verbose=False,
             )
@@ -95,10 +103,23 @@ def _encoded(program: ExportedProgram, text: str) -> bytes:
             exported.model.metadata_props[KEY] = text
             encoded: bytes = exported.model_proto.SerializeToString()
     except Exception as error:
+        *_, cause = chain(error)
         raise ExportError(
-            f"torch.onnx could not export the module ({first_line(error)}): see the error above"
+            f"torch.onnx could not export the module ({first_line(cause)}): write it with other operations, or use "
+            "export_program"
         ) from error
     return encoded
+
+
+class _Tensors(nn.Module):
+    """A module without what ONNX has no outputs for: numbers, strings and None."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments: Any) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves(self.module(*arguments)) if isinstance(leaf, Tensor)]
 
 
 def _name_batch(graph: Any) -> None:
@@ -110,10 +131,11 @@ def _name_batch(graph: Any) -> None:
                 value.shape[i] = "batch"
 
 
-def _run(onnxruntime: Any, path: Path, arguments: Sequence[Tensor]) -> list[Tensor]:
+def _run(onnxruntime: Any, path: Path, arguments: Sequence[Any]) -> list[Tensor]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors are raised, and warnings are about its own optimisations
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
-    feed = {name: tensor.cpu().numpy() for name, tensor in zip(names, arguments, strict=True)}
+    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    feed = {name: tensor.cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
     return [torch.from_numpy(value) for value in session.run(None, feed)]

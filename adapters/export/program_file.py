@@ -2,9 +2,10 @@
 
 import io
 import os
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.graph import announce, exportable, quiet, suffixed, trace
@@ -13,9 +14,7 @@ from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.adapters.solving.torch_private import tree_leaves
 
 
-def export_program(
-    module: nn.Module, path: str | os.PathLike[str], *example: Tensor, verbose: bool = True
-) -> Agreement:
+def export_program(module: nn.Module, path: str | os.PathLike[str], *example: Any, verbose: bool = True) -> Agreement:
     """Export a module as a torch.export program that runs with torch alone, for any batch.
 
     Law: ``torch.export.load(path).module()(*arguments)`` equals ``module(*arguments)`` in eval mode. It is checked on
@@ -29,7 +28,8 @@ def export_program(
     path
         File ending in .pt2; written whole or not at all.
     example
-        Arguments of one call, tensors. Dimension 0 of each becomes a dynamic batch.
+        Arguments of one call: tensors, whose dimension 0 becomes a dynamic batch, or tuples, lists and dicts of them.
+        Times of ODE layers have none, and are arguments of the file too; it holds numbers as constants.
     verbose
         Print what was written and how far it is from torch.
 

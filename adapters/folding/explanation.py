@@ -106,7 +106,7 @@ def describe(folds: AffineFolds, fitted: Mapping[fx.Node, SampledFold]) -> tuple
         parts.append(_part(call.layer, "projection", call.encode, folds, fitted))
         if call.decode is not None:
             parts.append(_part(call.layer, "lifting", call.decode, folds, fitted))
-    whole = "traced as a whole, since its input u is a function, or its times are a Tensor"
+    whole = "traced as a whole, since its input u is a function"
     return (*parts, *(FoldedPart(name, "both", "kept", whole) for name in folds.graph.closed))
 
 

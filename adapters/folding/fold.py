@@ -8,13 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from torchmor.adapters.export.graph import resized
 from torchmor.adapters.folding.affine_folds import AffineFolds, Fold
 from torchmor.adapters.folding.explanation import FoldExplanation, describe
 from torchmor.adapters.folding.network_graph import NetworkGraph
 from torchmor.adapters.folding.sampled_encoder import SampledFold, fit_sampled_encoder
-from torchmor.adapters.networks.evaluation import evaluation
+from torchmor.adapters.layers.placing import copied, original
+from torchmor.adapters.layers.time_arguments import time_arguments
 from torchmor.adapters.solving.torch_private import tree_leaves
-from torchmor.engine.errors import SizeError
+from torchmor.engine.errors import SizeError, UnsupportedOperationError
+
+#: Largest relative difference of outputs by rounding, in half precision too; an exact copy that differs more is wrong.
+_SAME = 0.1
 
 #: At most so many samples of the example compare the folded network with the original.
 _COMPARED_SAMPLES = 512
@@ -51,7 +56,8 @@ def fold(small: nn.Module, *example: Any, sampled_encoder: int | None = None) ->
     small
         A network with one or more reduced layers; it is not changed.
     example
-        The arguments of a call of it. Tensors as long as the first one along dimension 0 are batched.
+        The arguments of a call of it. Tensors as long as the first one along dimension 0 are batched, but for those
+        that are the times of ODE layers.
     sampled_encoder
         Number s of entries, to treat projections that stand behind nonlinear operations, with which they cannot be
         merged, too: z(0) is fitted to the s entries of y(0) that tell most of it, and only these are evaluated, where
@@ -67,7 +73,7 @@ def fold(small: nn.Module, *example: Any, sampled_encoder: int | None = None) ->
     UnknownLayerError
         The network has no reduced layer.
     UnsupportedOperationError
-        torch.export cannot trace the network with a dynamic batch.
+        torch.export cannot trace the network with a dynamic batch, or its graph computes something else.
     CalibrationError
         The example has no sample, or too few to fit a sampled encoder to.
     NonFiniteError
@@ -201,13 +207,32 @@ def _errors(small: nn.Module, folded: nn.Module, folds: AffineFolds, example: tu
         errors[f"z(0) of layer '{layer}' on {len(rows):,} {samples}"] = encoder.error
     rows = rows[:_COMPARED_SAMPLES]
     arguments = folds.graph.select(example, rows)
-    with evaluation(small):
-        pairs = zip(tree_leaves(small(*arguments)), tree_leaves(folded(*arguments)), strict=True)
-    missed = norm = 0.0
-    for expected, value in pairs:
-        if isinstance(expected, Tensor) and expected.is_floating_point():
-            known = expected.isfinite()  # a network may mask its output with infinity
-            missed += float((value[known].double() - expected[known].double()).square().sum())
-            norm += float(expected[known].double().square().sum())
-    errors[f"the network's output on {len(rows):,} {samples}"] = (missed / max(norm, 1e-300)) ** 0.5
+    network = copied(original(small)).eval()  # what it counts and keeps does not move
+    errors[f"the network's output on {len(rows):,} {samples}"] = _difference(network, folded, arguments)
+    if not encoders:
+        times = time_arguments(network, arguments)
+        others = resized(arguments, 2 if len(rows) != 2 else 1, times)
+        worst = max((*errors.values(), _difference(network, folded, others)))
+        if not worst <= _SAME:
+            raise UnsupportedOperationError(
+                "expected a network whose graph computes what it computes, got a relative difference of "
+                f"{worst:.2g} on the example or data like it: let its forward not depend on random numbers in eval "
+                "mode, on earlier calls, or on values outside of torch"
+            )
     return errors
+
+
+def _difference(network: nn.Module, folded: nn.Module, arguments: tuple[Any, ...]) -> float:
+    """Relative difference of the floating-point outputs, where they are finite."""
+    with torch.no_grad(), torch.random.fork_rng():
+        state = torch.get_rng_state()
+        expected = tree_leaves(network(*arguments))
+        torch.set_rng_state(state)
+        found = tree_leaves(folded(*arguments))
+    missed = norm = 0.0
+    for target, value in zip(expected, found, strict=True):
+        if isinstance(target, Tensor) and target.is_floating_point():
+            known = target.isfinite()  # a network may mask its output with infinity
+            missed += float((value[known].double() - target[known].double()).square().sum())
+            norm += float(target[known].double().square().sum())
+    return (missed / max(norm, 1e-300)) ** 0.5

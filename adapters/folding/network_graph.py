@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from torchmor.adapters.folding.opened_network import open_network
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
+from torchmor.adapters.layers.time_arguments import time_arguments
 from torchmor.adapters.networks.cost import Cost, count
 from torchmor.adapters.solving.torch_private import operation_name, tree_leaves, tree_map
 from torchmor.adapters.tracing.operations import SHAPE_ONLY
@@ -52,7 +53,7 @@ class NetworkGraph:
     small
         The network; it is copied.
     example
-        Arguments of a call. Tensors as long as the first along dimension 0 are batched.
+        Arguments of a call. Tensors as long as the first along dimension 0 are batched, but for times of ODE layers.
 
     Attributes
     ----------
@@ -76,7 +77,9 @@ class NetworkGraph:
     """
 
     def __init__(self, small: nn.Module, example: Sequence[Any]):
-        tensors = [a for a in tree_leaves(tuple(example)) if isinstance(a, Tensor) and a.ndim]
+        leaves, times = tree_leaves(tuple(example)), time_arguments(small, example)
+        self._times = [leaves[i] for i in times]
+        tensors = [a for i, a in enumerate(leaves) if isinstance(a, Tensor) and a.ndim and i not in times]
         if not tensors or not len(tensors[0]):
             got = f"a Tensor of shape {tuple(tensors[0].shape)}" if tensors else "no Tensor"
             raise CalibrationError(
@@ -120,7 +123,8 @@ class NetworkGraph:
         return tuple(tree_map(lambda a: a[indices.to(a.device)] if self._is_batched(a) else a, tuple(example)))
 
     def _is_batched(self, argument: Any) -> bool:
-        return isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == self.samples
+        known = any(argument is times for times in self._times)
+        return isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == self.samples and not known
 
     # -- what a node is -----------------------------------------------------------------------------------------------
 
@@ -151,7 +155,7 @@ class NetworkGraph:
         """Nodes whose values a node reads, other than their shapes."""
         if not _reads_shapes_only(node):
             return node.all_input_nodes
-        return [argument for argument in node.all_input_nodes if not self._dependent[argument]]
+        return [a for a in node.all_input_nodes if not (self._dependent[a] and self._has_known_shape(a))]
 
     def needed(self, targets: Iterable[fx.Node], known: Iterable[fx.Node] = ()) -> list[fx.Node]:
         """Return the nodes that targets are computed by, from some that are known, in the order of evaluation."""
@@ -179,7 +183,7 @@ class NetworkGraph:
         """
         values = dict(known)
         for node in self.nodes:
-            if isinstance(node.meta.get("val"), torch.SymInt):
+            if isinstance(node.meta.get("val"), torch.SymInt) and self._is_known(node.meta["val"]):
                 values[node] = self._number(node.meta["val"], batch)
         for node in self.needed(targets, values):
             if node.op == "placeholder":
@@ -217,6 +221,14 @@ class NetworkGraph:
 
         return function
 
+    def _is_known(self, length: Any) -> bool:
+        """Whether a length follows from the batch; how many samples a mask keeps, say, does not."""
+        return isinstance(length, int) or length.node.expr.free_symbols <= {self._batch}
+
+    def _has_known_shape(self, node: fx.Node) -> bool:
+        value = node.meta.get("val")
+        return not isinstance(value, Tensor) or all(map(self._is_known, value.shape))
+
     def _number(self, value: Any, batch: int) -> int:
         return int(value.node.expr.subs({self._batch: batch})) if isinstance(value, torch.SymInt) else int(value)
 
@@ -236,14 +248,14 @@ class NetworkGraph:
         for node in list(self.nodes):
             if node.target is not torch.ops.torchmor.reduced_solve.default:
                 continue
-            z0, u, times, number, _ = cast(Any, node.args)
+            z0, u, times, t, number, _ = cast(Any, node.args)
             name, layer = layers[number]
             kept = isinstance(layer.encode, nn.Identity)
             if number not in names:
                 names[number] = self.new_name("reduced_solve")
                 self.module.add_submodule(names[number], (layer if kept else _solve_of(layer)).eval())
             with self.module.graph.inserting_before(node):
-                solve = self.module.graph.call_module(names[number], (z0, u, times))
+                solve = self.module.graph.call_module(names[number], (z0, u, times if t is None else t))
             solve.meta = dict(node.meta)
             decode = None if kept else next(iter(node.users), None)  # None where the result is not used
             node.replace_all_uses_with(solve)

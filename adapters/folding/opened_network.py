@@ -18,22 +18,29 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn import functional as F
 
-from torchmor.adapters.layers.ode_layer import ODELayer
-from torchmor.adapters.layers.placing import with_layers
+from torchmor.adapters.export.graph import traced
+from torchmor.adapters.layers.placing import original, with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.solving.runge_kutta import is_fixed_step
 from torchmor.adapters.solving.torch_private import tree_leaves, tree_map, tree_unflatten
-from torchmor.engine.errors import ShapeError, TorchmorError, UnknownLayerError, UnsupportedOperationError
+from torchmor.engine.errors import ExportError, ShapeError, UnknownLayerError, UnsupportedOperationError
 
 
 @torch.library.custom_op("torchmor::reduced_solve", mutates_args=())
-def reduced_solve(z0: Tensor, u: Tensor | None, times: Sequence[float] | None, layer: int, outputs: int) -> Tensor:
-    """Stand for the solve of the reduced layer of a number, with so many outputs (0: the final state)."""
+def reduced_solve(
+    z0: Tensor, u: Tensor | None, times: Sequence[float] | None, t: Tensor | None, layer: int, outputs: int
+) -> Tensor:
+    """Stand for the solve of the reduced layer of a number, with so many outputs (0: the final state).
+
+    Times other than the layer's are numbers, or the tensor t.
+    """
     raise AssertionError("modules take its place before the graph is run")
 
 
 @reduced_solve.register_fake
-def _(z0: Tensor, u: Tensor | None, times: Sequence[float] | None, layer: int, outputs: int) -> Tensor:
+def _(
+    z0: Tensor, u: Tensor | None, times: Sequence[float] | None, t: Tensor | None, layer: int, outputs: int
+) -> Tensor:
     return z0.new_empty((outputs, *z0.shape) if outputs else z0.shape)
 
 
@@ -46,7 +53,7 @@ class _OpenedLayer(nn.Module):
 
     def forward(self, y0: Tensor, u: Any = None, t: Any = None) -> Tensor:
         layer = self.layer
-        if (u is not None and not isinstance(u, Tensor)) or isinstance(t, Tensor):
+        if u is not None and not isinstance(u, Tensor):
             return self._closed(y0, u, t)
         if tuple(y0.shape[1:]) != layer.state_shape:
             expected, got = (", ".join(map(str, shape)) for shape in (layer.state_shape, y0.shape[1:]))
@@ -55,21 +62,21 @@ class _OpenedLayer(nn.Module):
                 "call fold with arguments that the network can be called with"
             )
         outputs = 0 if layer.output == "final" else len(layer.t if t is None else t)
-        times = None if t is None else [float(time) for time in t]
+        tensor = t if isinstance(t, Tensor) else None
+        times = None if t is None or tensor is not None else [float(time) for time in t]
         if isinstance(layer.encode, nn.Identity):
-            return torch.ops.torchmor.reduced_solve(y0, u, times, self.number, outputs)
+            return torch.ops.torchmor.reduced_solve(y0, u, times, tensor, self.number, outputs)
         z0 = F.linear(y0.flatten(1), layer.encode.weight, layer.encode.bias)
-        z = torch.ops.torchmor.reduced_solve(z0, u, times, self.number, outputs)
+        z = torch.ops.torchmor.reduced_solve(z0, u, times, tensor, self.number, outputs)
         y = F.linear(z, layer.decode.weight, layer.decode.bias)
         return y.reshape(*z.shape[:-1], *layer.state_shape)
 
     def _closed(self, y0: Tensor, u: Any, t: Any) -> Tensor:
-        """Trace the whole layer: a function of t is no argument of an operation."""
+        """Trace the whole layer: an input that is a function of t is no argument of an operation."""
         if not is_fixed_step(self.layer.method):
             raise UnsupportedOperationError(
-                "expected samples of the input u, and times as numbers, to trace the solve of a reduced layer with the "
-                f"method {self.layer.method}, got a function, or times as a Tensor: pass samples (batch, times, p), or "
-                "set a fixed-step method"
+                "expected samples of the input u, to trace the solve of a reduced layer with the method "
+                f"{self.layer.method}, got a function: pass samples (batch, times, p), or set a fixed-step method"
             )
         return self.layer(y0, u, t)
 
@@ -95,6 +102,7 @@ def open_network(
     UnsupportedOperationError
         torch.export cannot trace the network with a dynamic batch.
     """
+    small = original(small)
     layers = {name: copy.deepcopy(m) for name, m in small.named_modules() if isinstance(m, ReducedODELayer)}
     if not layers:
         raise UnknownLayerError(
@@ -103,29 +111,21 @@ def open_network(
         )
     opened = {name: _OpenedLayer(layer, number) for number, (name, layer) in enumerate(layers.items())}
     network = with_layers(small, opened).eval()
+    for module in network.modules():
+        module._compiled_call_impl = None
     batch = torch.export.Dim("batch")
     dynamic = tree_map(lambda is_batched: {0: batch} if is_batched else None, batched)
     dynamic = inspect.signature(network.forward).bind(*dynamic).arguments
-    failures = []
-    for strict in (False, True):  # the first does not understand len(x), the second not all of Python
-        try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # of torch about itself
-                program = torch.export.export(network, example, dynamic_shapes=dynamic, strict=strict)
-                program = program.run_decompositions({})
-        except TorchmorError:
-            raise
-        except Exception as error:  # torch raises what it likes
-            failures.append(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
-            continue
-        return _plain(program, example), layers
-    full = ", ".join(repr(name) for name, module in small.named_modules() if isinstance(module, ODELayer))
-    raise UnsupportedOperationError(
-        "expected a network that torch.export can trace with a dynamic batch, got one that it cannot "
-        f"({'; '.join(dict.fromkeys(failures))}): let its forward consist of tensor operations that do not branch on "
-        "values, for any number of samples"
-        + (f"; the ODE layers {full} are solved by torchdiffeq, which it cannot trace: reduce them too" if full else "")
-    )
+    try:
+        program = traced(network, example, dynamic, "with a dynamic batch")
+    except ExportError as error:
+        raise UnsupportedOperationError(
+            str(error).replace("expected a module that torch.export", "expected a network that torch.export")
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        program = program.run_decompositions({})
+    return _plain(program, example), layers
 
 
 def _plain(program: torch.export.ExportedProgram, example: tuple[Any, ...]) -> fx.GraphModule:

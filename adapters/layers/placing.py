@@ -33,6 +33,12 @@ def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Modul
     return copied(network, placed)
 
 
+def original(module: nn.Module) -> nn.Module:
+    """Return the module that torch.compile was given, of what it returned; other modules as they are."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else module
+
+
 def uncompiled(network: nn.Module) -> nn.Module:
     """Return the network that `torch.compile` wrapped; one that is not compiled is returned as it is.
 
@@ -41,15 +47,15 @@ def uncompiled(network: nn.Module) -> nn.Module:
     NotCompiledWarning
         It is compiled, and what is made of it is not.
     """
-    original = getattr(network, "_orig_mod", network)
-    if original is not network or getattr(network, "_compiled_call_impl", None) is not None:
+    inner = original(network)
+    if inner is not network or getattr(network, "_compiled_call_impl", None) is not None:
         warnings.warn(
             "the network is compiled: its original is used, and what is returned is not compiled; do so with the "
             "result, torch.compile(small)",
             NotCompiledWarning,
             stacklevel=3,
         )
-    return original
+    return inner
 
 
 def find_module(network: nn.Module, name: str) -> nn.Module:

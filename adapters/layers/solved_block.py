@@ -239,9 +239,9 @@ def same(a: Any, b: Any) -> bool:
     return a is b or (type(a) is type(b) and bool(a == b))
 
 
-def _joined(times: list[Any]) -> Tensor | None:
+def _joined(times: list[Any]) -> Any:
     if not times:
         return None
     if len(times) == 1:
-        return torch.as_tensor(times[0])
+        return times[0]  # numbers stay numbers, which an exported graph can hold
     return torch.stack([torch.as_tensor(time).reshape(()) for time in times])

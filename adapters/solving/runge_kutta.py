@@ -4,6 +4,7 @@ from __future__ import annotations  # compilers would evaluate those of inner fu
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +77,29 @@ def solve_fixed_step(
         return [lambda y, s=s, u=u: f(s, y, u) for s, u in zip(now, inputs, strict=True)]
 
     return integrate(slopes, y0, t, tableau, step_size=step_size, interp=interp, final=final)
+
+
+def solve_at(f: Callable[..., Tensor], y0: Tensor, t: Tensor, tableau: ButcherTableau, *, final: bool) -> Tensor:
+    """Solve y' = f(t, y) with a step from each of some times to the next, where the times are a tensor of a graph.
+
+    Law: equals ``solve_fixed_step(f, y0, t.tolist(), tableau, final=final)`` to rounding. Nobody looks at the times, so
+    that an exported graph takes others of the same number; whether they are in order cannot be checked there.
+    """
+    t = t.to(y0.device, torch.float64)
+    constant, states = Constants(t), [y0]
+    for start, end in pairwise(t.unbind()):
+        y, h, found = states[-1], end - start, list[Tensor]()
+        for c, row in zip(tableau.c, tableau.a, strict=True):
+            now = end if c == 1 and tableau.exact_end else start + constant(c) * h
+            found.append(f(now.to(y0.dtype), _advance(y, _terms(h, row, found, constant))))
+        states.append(_advance(y, _terms(h, tableau.b, found, constant)))
+    return states[-1] if final else torch.stack(states)
+
+
+def _terms(
+    h: Tensor, weights: Sequence[float], found: list[Tensor], constant: Constants
+) -> list[tuple[float | Tensor, Tensor]]:
+    return [((constant(w) * h).to(k.dtype), k) for w, k in zip(weights, found, strict=False) if w]
 
 
 def integrate(
@@ -165,6 +189,9 @@ def _plus(y: Tensor, weight: float | Tensor, k: Tensor) -> Tensor:
 
 def _advance(y: Tensor | None, terms: list[tuple[float | Tensor, Tensor]]) -> Tensor:
     """Return y + Σ weight k; several terms are summed apart from y, whose rounding errors would add up."""
+    if not terms:
+        assert y is not None, "a sum has terms"
+        return y
     (weight, k), *rest = terms
     if y is not None and not rest:
         return _plus(y, weight, k)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchmor.adapters.solving.runge_kutta import Slope, integrate, is_fixed_step, solve_fixed_step
+from torchmor.adapters.solving.runge_kutta import Slope, integrate, is_fixed_step, solve_at, solve_fixed_step
 from torchmor.adapters.solving.signals import Signal, input_signal
 from torchmor.adapters.solving.solve_settings import (
     ADAPTIVE_METHODS,
@@ -20,7 +20,7 @@ from torchmor.adapters.solving.solve_settings import (
     check_times,
     not_torchdiffeq,
 )
-from torchmor.engine.errors import DtypeError, InputError, ShapeError, SolverError
+from torchmor.engine.errors import DtypeError, ExportError, InputError, ShapeError, SolverError
 from torchmor.engine.tableaux import OWN_METHODS, TABLEAUX
 
 _CALLBACKS = tuple(
@@ -32,8 +32,8 @@ class SolveRequest(NamedTuple):
     """One checked call of an ODE layer."""
 
     settings: SolveSettings
-    times: tuple[float, ...]
-    time_tensor: Tensor | None  # the times, where their gradient is asked for
+    times: tuple[float, ...]  # none where they are an argument of a graph that is exported
+    time_tensor: Tensor | None  # the times, where their gradient is asked for, or nobody may look at them
     signal: Signal | None
 
     @classmethod
@@ -73,7 +73,10 @@ class SolveRequest(NamedTuple):
                 f"expected the state y0 to have shape (batch, …), got {tuple(y0.shape)}: add a batch dimension, "
                 "y0[None] for one sample, or a state dimension, y0[:, None] for a batch of numbers"
             )
-        times = settings.t if t is None else check_times(t, "t", 2)
+        symbolic = isinstance(t, Tensor) and torch.compiler.is_exporting()
+        if symbolic:
+            _check_exportable_times(settings, u, t)
+        times = settings.t if t is None else () if symbolic else check_times(t, "t", 2)
         if u is None:
             if input_use == "required":
                 raise InputError(
@@ -89,8 +92,8 @@ class SolveRequest(NamedTuple):
         else:
             knots = times if settings.input_times is None else settings.input_times
             signal = input_signal(u, knots, settings.interpolation, y0)
-        time_tensor = t if isinstance(t, Tensor) and t.requires_grad else None
-        if time_tensor is not None and settings.method in OWN_METHODS:
+        time_tensor = t if isinstance(t, Tensor) and (symbolic or t.requires_grad) else None
+        if time_tensor is not None and not symbolic and settings.method in OWN_METHODS:
             raise ValueError(f"expected times t without gradients, {not_torchdiffeq(settings.method, 't.detach()')}")
         return cls(settings, times, time_tensor, signal)
 
@@ -119,6 +122,8 @@ class SolveRequest(NamedTuple):
 
         All other parameters, and the result, are those of :meth:`solve_with_torchdiffeq`.
         """
+        if self.time_tensor is not None and not self.times:
+            return self._solve_at_argument(f, y0, self.time_tensor)
         if not self._solved_here:
             return self.solve_with_torchdiffeq(f, y0, parameters)
         signal, tableau, options = self.signal, TABLEAUX[self.settings.method], self.settings.options
@@ -130,6 +135,14 @@ class SolveRequest(NamedTuple):
             return slopes(times, None if signal is None else signal.along(times, y0), y0)
 
         return integrate(along, y0, self.times, tableau, **options, final=self._final)
+
+    def _solve_at_argument(self, f: Callable[..., Tensor], y0: Tensor, t: Tensor) -> Tensor:
+        signal = self.signal
+
+        def rhs(t: Tensor, y: Tensor) -> Tensor:
+            return f(t, y, None if signal is None else signal(t))
+
+        return solve_at(rhs, y0, t, TABLEAUX[self.settings.method], final=self._final)
 
     def solve_with_torchdiffeq(
         self, f: Callable[..., Tensor], y0: Tensor, parameters: Iterable[Tensor] = (), callbacks: Any = None
@@ -261,6 +274,32 @@ class SolveRequest(NamedTuple):
                 "gradient: make it an nn.Module, detach its value, or use adjoint=False"
             )
         return parameters
+
+
+def _check_exportable_times(settings: SolveSettings, u: Any, t: Tensor) -> None:
+    """Refuse times that are an argument of an exported graph where they decide more than the sizes of steps."""
+    if t.ndim != 1 or not isinstance(t.shape[0], int) or t.shape[0] < 2:
+        raise ExportError(
+            f"expected times of a fixed number, two or more, in one dimension, to export a layer whose times are an "
+            f"argument, got shape {tuple(t.shape)}: call it with a Tensor (times,), and export it with an example of "
+            "another batch than the number of times"
+        )
+    reason = ""
+    if not is_fixed_step(settings.method):
+        reason, fix = f"method={settings.method!r} chooses", 'layer.method = "midpoint"; layer.options = {}'
+    elif settings.options.get("step_size") is not None:
+        reason, fix = f"options['step_size'] = {settings.options['step_size']:g} decides", "layer.options = {}"
+    if reason:
+        raise ExportError(
+            "expected one step from each time to the next, to export a layer whose times are an argument, got one "
+            f"where {reason} how many: a graph would repeat the number of the example; set {fix}, and give more times "
+            "where that is not accurate enough, or give the times as numbers, t=[0.0, …], which the graph then holds"
+        )
+    if isinstance(u, Tensor) and settings.input_times is None:
+        raise ExportError(
+            "expected input_times, to export a layer whose times are an argument, got samples of the input u at the "
+            "layer's times: set layer.input_times to the times of the samples"
+        )
 
 
 def _solver_error(error: AssertionError, y0: Tensor) -> Exception:

@@ -176,16 +176,35 @@ class Branching(nn.Module):
         return x + 1 if x.sum() > 0 else x - 1
 
 
-class Constant(nn.Module):
+class Fixed(nn.Module):
+    def forward(self, x):
+        return x + torch.zeros(2, 1)
+
+
+class Measured(nn.Module):
     def forward(self, x):
         return x + torch.zeros(len(x), 1)
 
 
-@pytest.mark.parametrize("module", [Branching(), Constant()])
-def test_what_cannot_be_traced(module, tmp_path):
-    with pytest.raises(ExportError, match=r"could not trace the module with a dynamic batch .*write y.shape\[0\]"):
-        export_program(module, tmp_path / "net.pt2", torch.ones(2, 3))
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (Branching(), r"branches on the values of tensors, .*test_networks.py, line \d+: return x \+ 1 if x.sum"),
+        (Fixed(), r"works for the batch of the example only.*: take the batch from the arguments, y.shape\[0\]"),
+    ],
+)
+def test_what_cannot_be_traced(module, words, tmp_path, capfd):
+    """One short message with the part, the place and the cause, and nothing printed beside it."""
+    network = nn.Sequential(nn.Linear(3, 3), module)
+    with pytest.raises(ExportError, match=rf"with a dynamic batch.*its part '1', a {type(module).__name__}, {words}"):
+        export_program(network, tmp_path / "net.pt2", torch.ones(2, 3))
     assert not os.listdir(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_length_as_a_number(tmp_path):
+    """Law: len(x) is traced as x.shape[0]."""
+    assert export_program(Measured(), tmp_path / "net.pt2", torch.ones(2, 3), verbose=False).batches == (2, 1, 5)
 
 
 def test_wrong_examples(tmp_path):
