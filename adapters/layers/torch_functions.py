@@ -37,6 +37,11 @@ def _threshold(x: Tensor, threshold: float = 0.0, value: float = 0.0) -> Tensor:
     return F.threshold(x, threshold, value)
 
 
+def _number(x: Tensor, like: Tensor) -> Tensor:
+    # truth values have no precision to compute in
+    return (x != 0).to(like.dtype)
+
+
 def _prelu(x: Tensor, weight: Tensor) -> Tensor:
     # torch.nn.functional.prelu wants one weight for each channel
     return torch.where(x > 0, x, weight * x)
@@ -97,6 +102,7 @@ TORCH_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "hardshrink": F.hardshrink,
     "threshold": _threshold,
     "clamp": torch.clamp,
+    "number": _of_tensors(_number),
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,

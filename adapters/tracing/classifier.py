@@ -18,6 +18,7 @@ import torch
 from torchmor.adapters.layers.arrays import to_columns
 from torchmor.adapters.tracing.affine_regions import AffineNode, RegionOperator
 from torchmor.adapters.tracing.capture import capture, frozen_copy
+from torchmor.adapters.tracing.linearity import Probe
 from torchmor.adapters.tracing.operations import (
     AFFINE,
     ARITHMETIC,
@@ -27,6 +28,7 @@ from torchmor.adapters.tracing.operations import (
     REARRANGEMENTS,
     REFUSED,
     SHAPE_ONLY,
+    operation_name,
 )
 from torchmor.adapters.tracing.pointwise import Pointwise, expand, fuse, rearrange
 from torchmor.engine.affine import AffineMap, Matrix
@@ -172,7 +174,7 @@ class _Classifier:
         return self.sources[name]
 
     def _operation(self, node: Node, args: Any, kwargs: Any) -> Any:
-        name = _name(node.target)
+        name = operation_name(node.target)
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         if random and name not in COMPONENTWISE and name not in REFUSED:
             raise self._unsupported(node, "it is random; call eval(), or draw the numbers once, outside")
@@ -189,10 +191,7 @@ class _Classifier:
             like = [torch.zeros(a.shape, dtype=torch.float64) if _depends(a) else a for a in args]
             return node.target(*like, **kwargs)
         if name in IDENTITY:
-            dtype = kwargs.get("dtype") or torch.float64
-            if not dtype.is_floating_point:
-                raise self._unsupported(node, f"it converts to {dtype}")
-            return args[0]
+            return self._converted(node, args[0], kwargs.get("dtype"))
         if name == "copy":  # out-of-place copy of args[1] into the shape of args[0]
             return expand(self._affine(args[1]), args[0].shape)
         if name in ARITHMETIC:
@@ -201,14 +200,76 @@ class _Classifier:
             return self._affine_call(node, name, args, kwargs)
         if name in COMPONENTWISE:
             return self._componentwise(node, name, args, kwargs)
-        raise self._unsupported(node, REFUSED.get(name, "it is neither affine nor componentwise"))
+        return self._other(node, name, args, kwargs)
+
+    def _other(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
+        """Find out by trying what an operation is that no table names: affine, bilinear, or refused."""
+        tags, schema = getattr(node.target, "tags", ()), getattr(node.target, "_schema", None)
+        if schema is None or schema.is_mutable:
+            raise self._unsupported(node, REFUSED.get(name, "it is no operation of tensors alone, or acts in place"))
+        if torch.Tag.pointwise in tags and not any(_is_complex(a) for a in _flat((args, kwargs))):
+            raise self._unsupported(
+                node,
+                "it is componentwise, but none of the functions that reduced layers know, in files and elsewhere; "
+                "write it with those, such as exp, log, sin, tanh, erf, abs, floor, maximum and where",
+            )
+        args, kwargs = torch.utils._pytree.tree_map(lambda a: self._affine(a) if _depends(a) else a, (args, kwargs))
+        probe = Probe(node.target, args, kwargs)
+        if probe.is_affine():
+            return AffineNode.call(node.target, args, kwargs)
+        if probe.is_bilinear():
+            try:
+                return self._bilinear(probe)
+            except UnsupportedOperationError as error:
+                raise self._unsupported(node, str(error)) from error
+        if name in AFFINE:
+            raise self._unsupported(node, "it is not affine in those arguments that depend on the state")
+        if any(_is_complex(a) for a in _flat((args, kwargs))):
+            raise self._unsupported(
+                node, "it is not linear in complex numbers; write it with their real and imaginary parts"
+            )
+        raise self._unsupported(
+            node, REFUSED.get(name, "it couples components with each other nonlinearly, other than by products of two")
+        )
+
+    def _bilinear(self, probe: Probe) -> AffineNode:
+        """Return a bilinear operation as a sum of products of single components."""
+        (a, b), zeros = probe.arguments, [x.zeros() for x in probe.arguments]
+        i, j, weights = probe.table()
+
+        def entries(index: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda x: x.reshape(-1)[index]
+
+        value = AffineNode.call(lambda x, y: probe(x, zeros[1]) + probe(zeros[0], y) - probe(*zeros), (a, b), {})
+        if not len(i):
+            return value
+        factors = [AffineNode.call(entries(index), (x,), {}) for x, index in ((a, i), (b, j))]
+        products = self._affine(self._fuse("mul", factors))
+        return AffineNode.call(lambda x, p: x + torch.tensordot(p, weights, 1), (value, products), {})
+
+    def _converted(self, node: Node, value: Any, dtype: torch.dtype | None) -> Any:
+        """Return a value in another dtype: rounded towards zero as integers are, 0 or 1 of truth values."""
+        given = _dtype(node.args[0])
+        if dtype is None or dtype == given or _is_complex(value):
+            if dtype is not None and not dtype.is_complex and _is_complex(value):
+                raise self._unsupported(node, "it drops the imaginary part; take .real")
+            return value
+        if dtype.is_complex:
+            return AffineNode.call(torch.Tensor.to, (self._affine(value), dtype), {})
+        if dtype == torch.bool:
+            return self._fuse("ne", [value, 0.0])
+        if given == torch.bool:
+            return self._number(value)
+        if dtype.is_floating_point or not given.is_floating_point:
+            return value
+        return self._fuse("trunc", [value])
 
     def _affine_call(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
         dependent = {i for i, a in enumerate(args) if any(_depends(v) for v in _flat(a))}
         if any(_depends(v) for v in _flat(kwargs)) or not any(dependent <= set(p) for p in AFFINE[name]):
             if name in MATRIX_PRODUCTS and not kwargs:
                 return self._matrix_product(name, args)
-            raise self._unsupported(node, "it is not affine in those arguments that depend on the state")
+            return self._other(node, name, args, kwargs)
         if name.endswith("batch_norm") and args[5]:
             raise self._unsupported(node, "it divides by statistics of the state; use running statistics and eval()")
         if name == "slice_scatter" and len(args) > 4:  # vmap cannot represent an end far beyond
@@ -241,13 +302,13 @@ class _Classifier:
         return self._combined("add", added[0], value) if added else value
 
     def _arithmetic(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
-        a, *rest = (_scalar(x) for x in args)
+        a, *rest = (_scalar(x) for x in self._numbers(node, args))
         b = rest[0] if rest else None
         if name == "neg":
             return self._scaled(a, -1.0)
         alpha = kwargs.get("alpha", rest[1] if len(rest) > 1 else 1)
-        if kwargs.get("rounding_mode") is not None:
-            raise self._unsupported(node, "it rounds")
+        if _dtype(node) == torch.bool:
+            return self._fuse({"add": "logical_or", "mul": "logical_and"}[name], [a, b])
         if name == "rsub":
             name, a, b = "sub", b, a
         if name in ("add", "sub"):
@@ -260,6 +321,17 @@ class _Classifier:
 
     def _scaled(self, a: Any, factor: Any) -> Any:
         return self._combined("mul", a, float(factor)) if _depends(a) else a * factor
+
+    def _number(self, value: Any) -> Any:
+        """Return truth values as the numbers 1 and 0, to compute with in the precision of what they compare."""
+        return self._fuse("number", [value, value.leaves[0]]) if isinstance(value, Pointwise) else value
+
+    def _numbers(self, node: Node, args: Any) -> Any:
+        """Return arguments with truth values as numbers, if none of the others is a tensor of numbers."""
+        tensors = [x for x in node.args if isinstance(x, torch.fx.Node)]
+        if _dtype(node) == torch.bool or any(_dtype(x) != torch.bool for x in tensors):
+            return args
+        return [self._number(x) for x in args]
 
     def _combined(self, name: str, a: Any, b: Any) -> Any:
         """Return a sum, or a multiple by a constant: affine, or componentwise for what is componentwise in it."""
@@ -281,7 +353,10 @@ class _Classifier:
         return replace(fused, as_affine=as_affine)
 
     def _componentwise(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
+        if any(_is_complex(a) for a in _flat((args, kwargs))):
+            return self._other(node, name, args, kwargs)
         schema = node.target._schema.arguments
+        args = [self._truth(x, value) for x, value in zip(node.args, self._numbers(node, args), strict=True)]
         given = {argument.name: value for argument, value in zip(schema, args, strict=False)} | kwargs
         operands, parameters = [], {}
         for argument in schema:
@@ -300,6 +375,12 @@ class _Classifier:
         if name == "pow" and isinstance(operands[1], float) and operands[1] == 1.0:
             return operands[0]
         return self._fuse(COMPONENTWISE[name], operands, parameters)
+
+    def _truth(self, node: Any, value: Any) -> Any:
+        """Return truth values that have become numbers, as those of stages that are rearranged, as truth values."""
+        if isinstance(value, AffineNode) and isinstance(node, torch.fx.Node) and _dtype(node) == torch.bool:
+            return self._fuse("ne", [value, 0.0])
+        return value
 
     def _fuse(self, primitive: str, operands: Sequence[Any], parameters: Mapping[str, Any] | None = None) -> Pointwise:
         """Apply a primitive to operands of broadcast shape, as one componentwise function of all their leaves."""
@@ -344,25 +425,27 @@ class _Classifier:
     def _unsupported(self, node: Node, reason: str) -> UnsupportedOperationError:
         place = node.meta.get("stack_trace", "")
         return UnsupportedOperationError(
-            f"the ODE function contains '{_name(node.target)}'{place}, which cannot be reduced: {reason}. "
+            f"the ODE function contains '{operation_name(node.target)}'{place}, which cannot be reduced: {reason}. "
             "Supported are affine operations (linear layers, convolutions, average pooling, padding, batch "
             "normalisation in eval mode, slicing, reshaping), componentwise functions, their sums, products and "
             "compositions"
         )
 
 
-def _name(target: Any) -> str:
-    if not isinstance(target, torch._ops.OpOverload):
-        return getattr(target, "__name__", str(target))
-    name = target._schema.name.removeprefix("aten::")
-    if name in ("view", "view_copy", "_unsafe_view", "_reshape_copy", "unsafe_view"):
-        return "reshape"
-    name = name.removesuffix("_copy") if name not in ("_to_copy", "lift_fresh_copy") else name
-    return {"unsafe_split": "split", "divide": "div", "subtract": "sub", "multiply": "mul"}.get(name, name)
-
-
 def _depends(value: Any) -> bool:
     return isinstance(value, AffineNode | Pointwise)
+
+
+def _is_complex(value: Any) -> bool:
+    if isinstance(value, AffineNode):
+        return value.is_complex
+    return value.is_complex() if isinstance(value, torch.Tensor) else isinstance(value, complex)
+
+
+def _dtype(node: Node) -> torch.dtype:
+    """Return what kind of numbers the value of a node of the graph is."""
+    dtype: torch.dtype = node.meta["tensor_meta"].dtype
+    return dtype
 
 
 def _flat(value: Any) -> list[Any]:
@@ -371,6 +454,6 @@ def _flat(value: Any) -> list[Any]:
 
 def _scalar(value: Any) -> Any:
     """Return numbers, and constant tensors of one element, as floats."""
-    if isinstance(value, torch.Tensor) and value.dim() == 0:
+    if isinstance(value, torch.Tensor) and value.dim() == 0 and not value.is_complex():
         return float(value)
     return float(value) if isinstance(value, int | float | bool) else value

@@ -138,6 +138,13 @@ def _matrix_product(function: Callable[[Any, Any], Any]) -> Callable[[Parts, Par
     return lambda a, b: _product(a, b, function)
 
 
+def _added_matrix_product(function: Callable[[Any, Any], Any]) -> Callable[..., torch.Tensor]:
+    def added(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, beta: Any = 1, alpha: Any = 1) -> torch.Tensor:
+        return beta * x + alpha * function(a, b) if any(map(_is_complex, (x, a, b))) else NotImplemented
+
+    return added
+
+
 def _rewriting(function: Callable[..., Any], joined: bool = True) -> Callable[..., Any]:
     """Return the operation for complex operands; NotImplemented leaves one of real operands as it is."""
 
@@ -197,11 +204,17 @@ COMPLEX: dict[Any, Callable[..., Any]] = {
         operation: _rewriting(_pow)
         for operation in (_aten.pow.Tensor_Tensor, _aten.pow.Tensor_Scalar, _aten.pow.Scalar)
     },
+    _aten.where.self: _rewriting(
+        lambda c, a, b: (torch.where(c[0], a[0], b[0]), torch.where(c[0], a[1], b[1]))
+    ),
     _aten.abs.default: _rewriting(_modulus, joined=False),
     _aten.angle.default: _rewriting(lambda a: torch.atan2(a[1], a[0]), joined=False),
     _aten.eq.Tensor: _rewriting(_equal, joined=False),
     _aten.eq.Scalar: _rewriting(_equal, joined=False),
     _aten.ne.Tensor: _rewriting(lambda a, b: ~_equal(a, b), joined=False),
     _aten.ne.Scalar: _rewriting(lambda a, b: ~_equal(a, b), joined=False),
+    _aten.addmm.default: _added_matrix_product(torch.mm),
+    _aten.addmv.default: _added_matrix_product(torch.mv),
+    _aten.baddbmm.default: _added_matrix_product(torch.bmm),
     _aten.polar.default: lambda modulus, angle: _joined((modulus * torch.cos(angle), modulus * torch.sin(angle))),
 }

@@ -4,7 +4,7 @@ Names are those of aten operations without their overload. Whatever is in none o
 """
 
 from collections.abc import Callable
-from math import prod
+from math import copysign, prod
 from typing import Any
 
 import torch
@@ -200,6 +200,36 @@ def _variance(x, dim=None, *, correction=None, keepdim=False):
     return (centred * centred).sum(dim, keepdim) / count
 
 
+def _divided(a, b, *, rounding_mode=None):
+    """Return a quotient; rounded down, it is that of the remainder, which is exact near whole numbers."""
+    if rounding_mode is None:
+        return a / b
+    if rounding_mode == "trunc":
+        return torch.trunc(a / b)
+    down = torch.round((a - torch.remainder(a, b)) / b)
+    if isinstance(b, int | float):
+        return down
+    return torch.where(b == 0, a / b, down)
+
+
+def _negative(x):
+    return (x < 0) | ((x == 0) & (torch.reciprocal(x) < 0))
+
+
+def _bucket(x, boundaries, *, out_int32=False, right=False):
+    x = x.unsqueeze(-1)
+    return (boundaries <= x if right else boundaries < x).sum(-1)
+
+
+def _trilinear(a, weight, b, expand1, expand2, expand3, sumdim, unroll_dim=1):
+    """Sum a product of three, over what only the first two have before it is multiplied by the third."""
+    for dims, place in ((expand1, 0), (expand2, 1), (expand3, 2)):
+        for dim in dims:
+            a, weight, b = (x.unsqueeze(dim) if i == place else x for i, x in enumerate((a, weight, b)))
+    partial = (a * weight).sum([dim for dim in sumdim if dim in expand3], keepdim=True)
+    return (partial * b).sum(sumdim)
+
+
 #: Operations that are first written in terms of others; NotImplemented leaves them as they are.
 REWRITTEN: dict[Any, Callable[..., Any]] = {
     _aten.native_group_norm.default: _group_normalised,
@@ -216,6 +246,29 @@ REWRITTEN: dict[Any, Callable[..., Any]] = {
     _aten.lerp.Tensor: lambda x, end, weight: x + weight * (end - x),
     _aten.masked_fill.Scalar: lambda x, mask, value: torch.where(mask, value, x),
     _aten.masked_fill.Tensor: lambda x, mask, value: torch.where(mask, value, x),
+    _aten.norm.ScalarOpt_dim: lambda x, p, dim, keepdim=False: _norm(x, 2 if p is None else p, dim, keepdim),
+    _aten.div.Tensor_mode: _divided,
+    _aten.floor_divide.default: lambda a, b: _divided(a, b, rounding_mode="floor"),
+    _aten.round.decimals: lambda x, *, decimals: torch.round(x * 10.0**decimals) / 10.0**decimals,
+    _aten.bitwise_xor.Tensor: lambda a, b: torch.logical_xor(a, b) if a.dtype == b.dtype == torch.bool else NotImplemented,
+    _aten.logical_xor.default: lambda a, b: (a != 0) != (b != 0),
+    _aten.isnan.default: lambda x: x != x,
+    _aten.isinf.default: lambda x: torch.abs(x) == torch.inf,
+    _aten.signbit.default: _negative,
+    _aten.copysign.Tensor: lambda a, b: torch.where(_negative(b), -torch.abs(a), torch.abs(a)),
+    _aten.copysign.Scalar: lambda a, b: torch.abs(a) * copysign(1.0, b),
+    _aten.angle.default: lambda x: torch.where(x < 0, torch.pi, x * 0.0),  # NaN stays
+    _aten.sgn.default: torch.sign,
+    _aten.fmax.default: lambda a, b: torch.where(a != a, b, torch.where(b != b, a, torch.maximum(a, b))),
+    _aten.fmin.default: lambda a, b: torch.where(a != a, b, torch.where(b != b, a, torch.minimum(a, b))),
+    _aten.ldexp.Tensor: lambda x, exponent: x * torch.exp2(exponent),
+    _aten.bucketize.Tensor: _bucket,
+    _aten.any.default: lambda x: (x != 0).sum() > 0,
+    _aten.any.dim: lambda x, dim, keepdim=False: (x != 0).sum(dim, keepdim) > 0,
+    _aten.all.default: lambda x: (x == 0).sum() == 0,
+    _aten.all.dim: lambda x, dim, keepdim=False: (x == 0).sum(dim, keepdim) == 0,
+    _aten._trilinear.default: _trilinear,
+    _aten._sparse_addmm.default: lambda x, a, b, *, beta=1, alpha=1: torch.addmm(x, a, b, beta=beta, alpha=alpha),
 }
 
 _MAXIMUM = "it takes a maximum over several components"
@@ -246,8 +299,21 @@ REFUSED: dict[str, str] = {
 }
 
 
-def _short(operation: Any) -> str:
-    return operation.name().removeprefix("aten::").split(".")[0]
+#: Names of all operations that torchmor knows what to do with.
+KNOWN = frozenset().union(AFFINE, COMPONENTWISE, SHAPE_ONLY, IDENTITY, ARITHMETIC, MATRIX_PRODUCTS, REFUSED)
+
+
+def operation_name(target: Any) -> str:
+    """Return the name of an operation without its overload; what differs in memory layout alone has one name."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return getattr(target, "__name__", str(target))
+    if target is _aten.view.dtype:
+        return "view_as_dtype"
+    name = target._schema.name.removeprefix("aten::")
+    if name in ("view", "view_copy", "_unsafe_view", "_reshape_copy", "unsafe_view"):
+        return "reshape"
+    name = name.removesuffix("_copy") if name not in ("_to_copy", "lift_fresh_copy") else name
+    return {"unsafe_split": "split", "divide": "div", "subtract": "sub", "multiply": "mul"}.get(name, name)
 
 
 def support_table() -> str:
@@ -260,7 +326,7 @@ def support_table() -> str:
         ("sums", "affine, so kept exactly", ["add", "rsub", "sub"]),
         ("products", "affine with a constant, else componentwise in both factors", ["div", "mul"]),
         ("products of matrices", "affine with a constant, else sums of products", sorted(MATRIX_PRODUCTS)),
-        ("composite", "written in terms of the others", sorted({_short(operation) for operation in REWRITTEN})),
+        ("composite", "written in terms of the others", sorted({operation_name(operation) for operation in REWRITTEN})),
         ("refused", "an error with the reason", sorted(REFUSED)),
     )
     lines = ["| kind | what becomes of it | operations of torch (aten names) |", "| --- | --- | --- |"]
