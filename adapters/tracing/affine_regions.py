@@ -53,13 +53,7 @@ class AffineNode:
     @classmethod
     def call(cls, function: Callable[..., Any], args: Any, kwargs: Any) -> AffineNode:
         """Return the value of an operation; its shape is found by running it on zeros."""
-
-        def example(a: Any) -> Any:
-            if not isinstance(a, AffineNode):
-                return a
-            return a.value if a.value is not None else a.zeros()
-
-        result = function(*tree_map(example, args), **tree_map(example, kwargs))
+        result = function(*tree_map(_example, args), **tree_map(_example, kwargs))
         nodes = [a for a in tree_leaves((args, kwargs)) if isinstance(a, AffineNode)]
         sources = frozenset[str]().union(*(a.sources for a in nodes))
         if isinstance(result, torch.Tensor):
@@ -73,6 +67,12 @@ class AffineNode:
         if isinstance(self.shape, torch.Size):
             return torch.zeros(self.shape, dtype=self.dtype)
         return tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in zip(self.shape, self.dtype, strict=True))
+
+    def results_at_zero(self) -> Any:
+        """Return the value of an operation, or its values, at zeros of its arguments."""
+        args, kwargs = tree_map(_example, (self.args, self.kwargs))
+        assert self.function is not None, "sources are no operations"
+        return self.function(*args, **kwargs)
 
     @property
     def is_complex(self) -> bool:
@@ -154,6 +154,12 @@ class RegionOperator(LinearOperator):
 
     def _rmatvec(self, x: np.ndarray) -> np.ndarray:
         return self._rmatmat(np.reshape(x, (-1, 1)))[:, 0]
+
+
+def _example(a: Any) -> Any:
+    if not isinstance(a, AffineNode):
+        return a
+    return a.value if a.value is not None else a.zeros()
 
 
 def _chunks(rows: torch.Tensor, size: int) -> Sequence[torch.Tensor]:

@@ -147,11 +147,15 @@ def in_float64(value: Any) -> Any:
 
 def _constants(graph: torch.fx.GraphModule) -> dict[torch.fx.Node, torch.Tensor]:
     """Return the values of the largest parts of a graph that depend on no argument."""
+    changed: set[torch.fx.Node] = set()  # in place, or views of what is
+    for node in reversed(graph.graph.nodes):
+        if node in changed or (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable):
+            changed.update(node.all_input_nodes)
     values: dict[torch.fx.Node, Any] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             values[node] = getattr(graph, node.target)
-        elif node.op == "call_function" and _is_pure(node) and all(x in values for x in node.all_input_nodes):
+        elif node.op == "call_function" and _is_pure(node) and node not in changed and all(x in values for x in node.all_input_nodes):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             value = node.target(*args, **kwargs)
             values[node] = torch.zeros_like(value) if "empty" in str(node.target) else value

@@ -1,7 +1,8 @@
 """From an ODE function in torch to its stage chain.
 
 The function is traced, not pattern-matched: each operation of its captured graph is classified by how it depends on
-(y, u, t): constant, affine, or componentwise in affine values. Anything else is refused by name.
+(y, u, t): constant, affine, componentwise in affine values, or a product of two of them. What no table names is tried
+for being affine or bilinear; what couples components in another way is refused by name.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def trace(f: Callable[..., Any], y: torch.Tensor, u: torch.Tensor | None = None,
     Raises
     ------
     UnsupportedOperationError
-        f contains an operation that is neither affine nor componentwise, branches on data, or mixes samples.
+        f couples components nonlinearly, branches on data, or mixes samples.
     SignatureError
         f returns another shape than the state's.
     """
@@ -186,7 +187,9 @@ class _Classifier:
                 return value[index]
             if isinstance(value, Pointwise):  # further results of a componentwise operation are for its gradient
                 return value
-            return AffineNode.call(operator.getitem, args, {})
+            part = AffineNode.call(operator.getitem, args, {})
+            # integers among the results of what is affine (pivots, sizes) are constants
+            return part if part.is_complex or part.dtype.is_floating_point else value.results_at_zero()[index]
         if name in SHAPE_ONLY:
             like = [torch.zeros(a.shape, dtype=torch.float64) if _depends(a) else a for a in args]
             return node.target(*like, **kwargs)
@@ -249,7 +252,7 @@ class _Classifier:
 
     def _converted(self, node: Node, value: Any, dtype: torch.dtype | None) -> Any:
         """Return a value in another dtype: rounded towards zero as integers are, 0 or 1 of truth values."""
-        given = _dtype(node.args[0])
+        given = self._dtype(node.args[0])
         if dtype is None or dtype == given or _is_complex(value):
             if dtype is not None and not dtype.is_complex and _is_complex(value):
                 raise self._unsupported(node, "it drops the imaginary part; take .real")
@@ -267,8 +270,8 @@ class _Classifier:
     def _affine_call(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
         dependent = {i for i, a in enumerate(args) if any(_depends(v) for v in _flat(a))}
         if any(_depends(v) for v in _flat(kwargs)) or not any(dependent <= set(p) for p in AFFINE[name]):
-            if name in MATRIX_PRODUCTS and not kwargs:
-                return self._matrix_product(name, args)
+            if name in MATRIX_PRODUCTS:
+                return self._matrix_product(name, args, **kwargs)
             return self._other(node, name, args, kwargs)
         if name.endswith("batch_norm") and args[5]:
             raise self._unsupported(node, "it divides by statistics of the state; use running statistics and eval()")
@@ -283,7 +286,7 @@ class _Classifier:
         args = torch.utils._pytree.tree_map(lambda a: self._affine(a) if _depends(a) else a, args)
         return AffineNode.call(function, args, kwargs)
 
-    def _matrix_product(self, name: str, args: Any) -> Any:
+    def _matrix_product(self, name: str, args: Any, beta: float = 1, alpha: float = 1) -> Any:
         """Multiply matrices that both depend on the state, the input or the time: products, and their sums."""
         *added, a, b = args
 
@@ -299,7 +302,9 @@ class _Classifier:
         else:
             products = self._fuse("mul", [unsqueezed(a, -1), unsqueezed(b, -3)])  # (…, n, p, q)
             value = AffineNode.call(torch.sum, (self._affine(products), -2), {})
-        return self._combined("add", added[0], value) if added else value
+        if not added:
+            return value
+        return self._combined("add", self._scaled(added[0], beta), self._scaled(value, alpha))
 
     def _arithmetic(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
         a, *rest = (_scalar(x) for x in self._numbers(node, args))
@@ -307,7 +312,7 @@ class _Classifier:
         if name == "neg":
             return self._scaled(a, -1.0)
         alpha = kwargs.get("alpha", rest[1] if len(rest) > 1 else 1)
-        if _dtype(node) == torch.bool:
+        if self._dtype(node) == torch.bool:
             return self._fuse({"add": "logical_or", "mul": "logical_and"}[name], [a, b])
         if name == "rsub":
             name, a, b = "sub", b, a
@@ -329,7 +334,7 @@ class _Classifier:
     def _numbers(self, node: Node, args: Any) -> Any:
         """Return arguments with truth values as numbers, if none of the others is a tensor of numbers."""
         tensors = [x for x in node.args if isinstance(x, torch.fx.Node)]
-        if _dtype(node) == torch.bool or any(_dtype(x) != torch.bool for x in tensors):
+        if self._dtype(node) == torch.bool or any(self._dtype(x) != torch.bool for x in tensors):
             return args
         return [self._number(x) for x in args]
 
@@ -378,7 +383,7 @@ class _Classifier:
 
     def _truth(self, node: Any, value: Any) -> Any:
         """Return truth values that have become numbers, as those of stages that are rearranged, as truth values."""
-        if isinstance(value, AffineNode) and isinstance(node, torch.fx.Node) and _dtype(node) == torch.bool:
+        if isinstance(value, AffineNode) and isinstance(node, torch.fx.Node) and self._dtype(node) == torch.bool:
             return self._fuse("ne", [value, 0.0])
         return value
 
@@ -422,6 +427,11 @@ class _Classifier:
             linear = region @ np.eye(region.shape[1]) if names else np.zeros(region.shape)
         return AffineMap(tuple(names), sizes, linear, region.shift)
 
+    def _dtype(self, node: Node) -> torch.dtype:
+        """Return what kind of numbers the value of a node of the graph is; of several values, numbers."""
+        value = getattr(self.graph, node.target) if node.op == "get_attr" else node.meta.get("tensor_meta")
+        return torch.float64 if value is None else value.dtype
+
     def _unsupported(self, node: Node, reason: str) -> UnsupportedOperationError:
         place = node.meta.get("stack_trace", "")
         return UnsupportedOperationError(
@@ -440,12 +450,6 @@ def _is_complex(value: Any) -> bool:
     if isinstance(value, AffineNode):
         return value.is_complex
     return value.is_complex() if isinstance(value, torch.Tensor) else isinstance(value, complex)
-
-
-def _dtype(node: Node) -> torch.dtype:
-    """Return what kind of numbers the value of a node of the graph is."""
-    dtype: torch.dtype = node.meta["tensor_meta"].dtype
-    return dtype
 
 
 def _flat(value: Any) -> list[Any]:

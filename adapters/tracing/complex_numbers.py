@@ -178,6 +178,8 @@ COMPLEX: dict[Any, Callable[..., Any]] = {
     **{
         getattr(_aten, name).default: _rewriting(function)
         for name, function in {
+            "_conj": lambda a: (a[0], -a[1]),
+            "conj_physical": lambda a: (a[0], -a[1]),
             "reciprocal": _reciprocal,
             "square": lambda a: _product(a, a),
             "exp": _exp,

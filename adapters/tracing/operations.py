@@ -1,6 +1,7 @@
 """What torch operations are to a stage chain: the one table that decides, and that the README prints.
 
-Names are those of aten operations without their overload. Whatever is in none of these tables is refused by name.
+Names are those of aten operations without their overload. What is in none of these tables is written in terms of what
+is, where torch can, or is kept if it turns out to be affine or bilinear when it is tried; else it is refused by name.
 """
 
 from collections.abc import Callable
@@ -125,9 +126,9 @@ COMPONENTWISE: dict[str, str] = {
     **{
         name: name
         for name in (
-            "reciprocal sqrt rsqrt abs sign exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh "
+            "reciprocal sqrt rsqrt abs sign floor ceil trunc round exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh "
             "asin acos atan asinh acosh atanh erf erfc sigmoid relu leaky_relu elu celu gelu silu mish softplus "
-            "hardtanh hardsigmoid hardswish softshrink hardshrink threshold clamp logical_not pow atan2 hypot "
+            "hardtanh hardsigmoid hardswish softshrink hardshrink threshold clamp logical_not pow remainder fmod atan2 hypot "
             "logaddexp maximum minimum gt ge lt le eq ne logical_and logical_or where"
         ).split()
     },
@@ -216,6 +217,10 @@ def _negative(x):
     return (x < 0) | ((x == 0) & (torch.reciprocal(x) < 0))
 
 
+def _either(a, b):
+    return a != b if a.dtype == torch.bool else NotImplemented
+
+
 def _bucket(x, boundaries, *, out_int32=False, right=False):
     x = x.unsqueeze(-1)
     return (boundaries <= x if right else boundaries < x).sum(-1)
@@ -250,7 +255,10 @@ REWRITTEN: dict[Any, Callable[..., Any]] = {
     _aten.div.Tensor_mode: _divided,
     _aten.floor_divide.default: lambda a, b: _divided(a, b, rounding_mode="floor"),
     _aten.round.decimals: lambda x, *, decimals: torch.round(x * 10.0**decimals) / 10.0**decimals,
-    _aten.bitwise_xor.Tensor: lambda a, b: torch.logical_xor(a, b) if a.dtype == b.dtype == torch.bool else NotImplemented,
+    _aten.clamp_min.Tensor: torch.maximum,
+    _aten.clamp_max.Tensor: torch.minimum,
+    _aten.bitwise_xor.Tensor: _either,
+    _aten.bitwise_xor.Scalar: _either,
     _aten.logical_xor.default: lambda a, b: (a != 0) != (b != 0),
     _aten.isnan.default: lambda x: x != x,
     _aten.isinf.default: lambda x: torch.abs(x) == torch.inf,
@@ -274,6 +282,7 @@ REWRITTEN: dict[Any, Callable[..., Any]] = {
 _MAXIMUM = "it takes a maximum over several components"
 _ORDER = "it chooses components by their values"
 _COUPLES = "couples all components"
+_MATRIX = "it couples all entries of a matrix that varies"
 
 #: Why the operations that people try are refused, and what to do instead.
 REFUSED: dict[str, str] = {
@@ -291,6 +300,34 @@ REFUSED: dict[str, str] = {
     "sort": f"{_ORDER}; leave the order as it is",
     "topk": f"{_ORDER}; weigh all of them instead",
     "argmax": f"{_ORDER}; weigh all of them instead",
+    "argmin": f"{_ORDER}; weigh all of them instead",
+    "kthvalue": f"{_ORDER}; leave the order as it is",
+    "median": f"{_ORDER}; use a mean",
+    "nanmedian": f"{_ORDER}; use a mean",
+    "mode": f"{_ORDER}; use a mean",
+    "searchsorted": f"{_ORDER}; add up comparisons, (x[..., None] > boundaries).sum(-1)",
+    "cummax": f"{_MAXIMUM}; use a cumulative sum",
+    "cummin": "it takes a minimum over several components; use a cumulative sum",
+    "logsumexp": f"logsumexp {_COUPLES}; of few, write exp(x).sum(-1).log()",
+    "logcumsumexp": f"logsumexp {_COUPLES}; of few, write exp(x).cumsum(-1).log()",
+    "linalg_vector_norm": f"this norm {_COUPLES}; use the Euclidean one, or write (x.abs() ** p).sum(-1) ** (1 / p)",
+    "norm": f"this norm {_COUPLES}; use the Euclidean one, or write (x.abs() ** p).sum(-1) ** (1 / p)",
+    "_cdist_forward": f"a table of distances {_COUPLES}; write them out, of few",
+    "_linalg_solve_ex": "it solves linear equations whose matrix varies; with a constant matrix it is affine",
+    "linalg_solve_triangular": "it solves linear equations whose matrix varies; with a constant matrix it is affine",
+    "linalg_lu_solve": "it solves linear equations whose matrix varies; with a constant matrix it is affine",
+    "cholesky_solve": "it solves linear equations whose matrix varies; with a constant matrix it is affine",
+    "linalg_inv_ex": f"{_MATRIX}; solve with, or invert, constant ones",
+    "_linalg_det": f"{_MATRIX}; of a small one, write the determinant out",
+    "_linalg_slogdet": f"{_MATRIX}; of a small one, write the determinant out",
+    "linalg_matrix_exp": f"{_MATRIX}; solve the linear equation as part of the state instead",
+    "linalg_qr": f"{_MATRIX}; factor constant ones, outside",
+    "linalg_cholesky_ex": f"{_MATRIX}; factor constant ones, outside",
+    "linalg_lu_factor_ex": f"{_MATRIX}; factor constant ones, outside",
+    "_linalg_eigh": f"{_MATRIX}; decompose constant ones, outside",
+    "linalg_eig": f"{_MATRIX}; decompose constant ones, outside",
+    "_linalg_svd": f"{_MATRIX}; decompose constant ones, outside",
+    "view_as_dtype": "it reads the bits of numbers as those of others",
     "nonzero": f"{_ORDER}; use torch.where(condition, value, 0), which is componentwise",
     "cumprod": "it multiplies many components with each other; write exp(log(x).cumsum(-1)) for positive ones",
     "prod": "it multiplies many components with each other; write the products out",
@@ -327,6 +364,7 @@ def support_table() -> str:
         ("products", "affine with a constant, else componentwise in both factors", ["div", "mul"]),
         ("products of matrices", "affine with a constant, else sums of products", sorted(MATRIX_PRODUCTS)),
         ("composite", "written in terms of the others", sorted({operation_name(operation) for operation in REWRITTEN})),
+        ("others", "kept exactly if trying shows them to be affine, or bilinear", ["diag_embed", "linalg_cross", "…"]),
         ("refused", "an error with the reason", sorted(REFUSED)),
     )
     lines = ["| kind | what becomes of it | operations of torch (aten names) |", "| --- | --- | --- |"]
