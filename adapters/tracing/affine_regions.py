@@ -59,14 +59,17 @@ class AffineNode:
         if isinstance(result, torch.Tensor):
             shape, dtype = result.shape, result.dtype
         else:  # several results: getitem follows
-            shape, dtype = tuple(r.shape for r in result), tuple(r.dtype for r in result)
+            shape, dtype = (tuple(getattr(r, key, None) for r in result) for key in ("shape", "dtype"))
         return cls(function, tuple(args), dict(kwargs), shape, sources, dtype=dtype)
 
     def zeros(self) -> Any:
         """Return zeros of the value's shape."""
         if isinstance(self.shape, torch.Size):
             return torch.zeros(self.shape, dtype=self.dtype)
-        return tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in zip(self.shape, self.dtype, strict=True))
+        return tuple(
+            None if shape is None else torch.zeros(shape, dtype=dtype)
+            for shape, dtype in zip(self.shape, self.dtype, strict=True)
+        )
 
     def results_at_zero(self) -> Any:
         """Return the value of an operation, or its values, at zeros of its arguments."""

@@ -121,17 +121,18 @@ def _check(chain: StageChain, f: Callable[..., Any], y: torch.Tensor, u: torch.T
     expected = f(torch.tensor(t, dtype=y.dtype, device=y.device), batch.clone(), inputs)
     with np.errstate(all="ignore"):
         value = chain(to_columns(batch), None if inputs is None else to_columns(inputs), t)
-        expected = to_columns(expected)
+        dtype, expected = expected.dtype, to_columns(expected)
         same = (value == expected) | (np.isnan(value) & np.isnan(expected))  # infinities, and where f is undefined
         error = np.abs(np.where(same, 0.0, value - expected)).max()
     scale = np.abs(expected[np.isfinite(expected)]).max(initial=1.0)
     tolerance = 1e4 * torch.finfo(y.dtype).eps * scale
+    made = f" (it returned {dtype}: make tensors inside it with dtype=y.dtype)" if dtype != y.dtype else ""
     if not error <= tolerance:
         raise UnsupportedOperationError(
             f"the traced ODE function differs from the function by {error:.1e} (allowed {tolerance:.1e}): it "
             "mixes the samples of a batch (batch normalisation without running statistics does), keeps a hidden "
-            "state, is random, leaves torch or computes in a lower precision; expected a function of (t, y, u) alone, "
-            "in the dtype of y"
+            f"state, is random, leaves torch or computes in a lower precision{made}; expected a function of (t, y, u) "
+            "alone, in the dtype of y"
         )
 
 
@@ -377,6 +378,8 @@ class _Classifier:
                 raise self._unsupported(node, "it is random in training mode; call eval() on the function")
             operands = operands[:1]
             parameters = {"negative_slope": (given.get("lower", 1 / 8) + given.get("upper", 1 / 3)) / 2}
+        if name == "where" and all(isinstance(x, float) for x in operands[1:]):
+            operands[2] = torch.tensor(operands[2], dtype=torch.float64)  # numbers alone have no precision
         if name == "pow" and isinstance(operands[1], float) and operands[1] == 1.0:
             return operands[0]
         return self._fuse(COMPONENTWISE[name], operands, parameters)
@@ -406,7 +409,9 @@ class _Classifier:
         if isinstance(value, AffineNode):
             return value
         if value not in self.materialised:
-            if value.as_affine is not None:
+            if value.is_truth:
+                self.materialised[value] = self._affine(self._number(value))
+            elif value.as_affine is not None:
                 self.materialised[value] = value.as_affine()
             else:
                 name = f"g{len(self.stages) + 1}"

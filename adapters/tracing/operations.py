@@ -159,6 +159,13 @@ def _normalised(x, average, weight, bias, eps):
     return (scaled if bias is None else scaled + deviation * bias) / deviation
 
 
+def _statistics(x, dims, eps, keepdim):
+    """Return mean and reciprocal deviation, which derivatives inside the function read."""
+    mean = x.mean(dims, keepdim=True)
+    rstd = torch.rsqrt(torch.relu(((x - mean) * (x - mean)).mean(dims, keepdim=True)) + eps)
+    return (mean, rstd) if keepdim else (mean.squeeze(dims), rstd.squeeze(dims))
+
+
 def _group_normalised(x, weight, bias, batch, channels, entries, groups, eps):
     def average(value, then):
         means = then(value.reshape(batch, groups, -1).mean(2))
@@ -166,8 +173,8 @@ def _group_normalised(x, weight, bias, batch, channels, entries, groups, eps):
 
     ones = (1,) * (x.dim() - 2)
     weight, bias = (None if p is None else p.reshape(1, channels, *ones) for p in (weight, bias))
-    statistics = x.new_zeros(batch, groups)  # read by gradients only
-    return _normalised(x, average, weight, bias, eps), statistics, statistics
+    grouped = x.reshape(batch, groups, -1)
+    return _normalised(x, average, weight, bias, eps), *_statistics(grouped, (2,), eps, keepdim=False)
 
 
 def _layer_normalised(x, shape, weight, bias, eps):
@@ -175,8 +182,7 @@ def _layer_normalised(x, shape, weight, bias, eps):
         return then(value.mean(dims, keepdim=True)).expand_as(x)
 
     dims = tuple(range(-len(shape), 0))
-    statistics = x.new_zeros(*x.shape[: -len(shape)], *(1,) * len(shape))
-    return _normalised(x, average, weight, bias, eps), statistics, statistics
+    return _normalised(x, average, weight, bias, eps), *_statistics(x, dims, eps, keepdim=True)
 
 
 def _instance_normalised(x, weight, bias, mean, variance, training, momentum, eps):
@@ -184,8 +190,8 @@ def _instance_normalised(x, weight, bias, mean, variance, training, momentum, ep
     if not training:
         return NotImplemented  # affine
     channels = x.shape[1]
-    normalised, _, _ = _group_normalised(x, weight, bias, x.shape[0], channels, None, channels, eps)
-    return normalised, x.new_zeros(channels), x.new_zeros(channels)
+    normalised, mean, rstd = _group_normalised(x, weight, bias, x.shape[0], channels, None, channels, eps)
+    return normalised, mean.reshape(-1), rstd.reshape(-1)
 
 
 def _norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
@@ -265,6 +271,7 @@ REWRITTEN: dict[Any, Callable[..., Any]] = {
     _aten.signbit.default: _negative,
     _aten.copysign.Tensor: lambda a, b: torch.where(_negative(b), -torch.abs(a), torch.abs(a)),
     _aten.copysign.Scalar: lambda a, b: torch.abs(a) * copysign(1.0, b),
+    _aten._neg_view.default: torch.neg,
     _aten.angle.default: lambda x: torch.where(x < 0, torch.pi, x * 0.0),  # NaN stays
     _aten.sgn.default: torch.sign,
     _aten.fmax.default: lambda a, b: torch.where(a != a, b, torch.where(b != b, a, torch.maximum(a, b))),
@@ -312,6 +319,7 @@ REFUSED: dict[str, str] = {
     "logcumsumexp": f"logsumexp {_COUPLES}; of few, write exp(x).cumsum(-1).log()",
     "linalg_vector_norm": f"this norm {_COUPLES}; use the Euclidean one, or write (x.abs() ** p).sum(-1) ** (1 / p)",
     "norm": f"this norm {_COUPLES}; use the Euclidean one, or write (x.abs() ** p).sum(-1) ** (1 / p)",
+    "_pdist_forward": f"a table of distances {_COUPLES}; write them out, of few",
     "_cdist_forward": f"a table of distances {_COUPLES}; write them out, of few",
     "_linalg_solve_ex": "it solves linear equations whose matrix varies; with a constant matrix it is affine",
     "linalg_solve_triangular": "it solves linear equations whose matrix varies; with a constant matrix it is affine",
