@@ -21,7 +21,10 @@ _ONE = (
     "sigmoid log_sigmoid relu leaky_relu elu celu selu gelu silu mish softplus softsign tanhshrink "
     "hardtanh hardsigmoid hardswish softshrink hardshrink threshold clamp logical_not"
 )
-_TWO = "number add sub mul div remainder fmod pow atan2 hypot logaddexp maximum minimum prelu gt ge lt le eq ne logical_and logical_or"
+_TWO = (
+    "number add sub mul div remainder fmod pow atan2 hypot logaddexp maximum minimum prelu "
+    "gt ge lt le eq ne logical_and logical_or"
+)
 
 #: All primitives and their numbers of operands.
 PRIMITIVES: dict[str, int] = dict.fromkeys(_ONE.split(), 1) | dict.fromkeys(_TWO.split(), 2) | {"where": 3}

@@ -57,10 +57,10 @@ class AffineNode:
         nodes = [a for a in tree_leaves((args, kwargs)) if isinstance(a, AffineNode)]
         sources = frozenset[str]().union(*(a.sources for a in nodes))
         if isinstance(result, torch.Tensor):
-            shape, dtype = result.shape, result.dtype
-        else:  # several results: getitem follows
-            shape, dtype = (tuple(getattr(r, key, None) for r in result) for key in ("shape", "dtype"))
-        return cls(function, tuple(args), dict(kwargs), shape, sources, dtype=dtype)
+            return cls(function, tuple(args), dict(kwargs), result.shape, sources, dtype=result.dtype)
+        # several results, or None instead of some: getitem follows
+        shapes, dtypes = (tuple(getattr(r, key, None) for r in result) for key in ("shape", "dtype"))
+        return cls(function, tuple(args), dict(kwargs), shapes, sources, dtype=dtypes)
 
     def zeros(self) -> Any:
         """Return zeros of the value's shape."""

@@ -155,7 +155,12 @@ def _constants(graph: torch.fx.GraphModule) -> dict[torch.fx.Node, torch.Tensor]
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             values[node] = getattr(graph, node.target)
-        elif node.op == "call_function" and _is_pure(node) and node not in changed and all(x in values for x in node.all_input_nodes):
+        elif (
+            node.op == "call_function"
+            and _is_pure(node)
+            and node not in changed
+            and all(x in values for x in node.all_input_nodes)
+        ):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
             value = node.target(*args, **kwargs)
             values[node] = torch.zeros_like(value) if "empty" in str(node.target) else value

@@ -162,6 +162,32 @@ def _equal(a: Parts, b: Parts) -> Any:
     return (a[0] == b[0]) & (a[1] == b[1])
 
 
+#: Functions by their names.
+_FUNCTIONS: dict[str, Callable[..., Parts]] = {
+    "_conj": lambda a: (a[0], -a[1]),
+    "conj_physical": lambda a: (a[0], -a[1]),
+    "reciprocal": _reciprocal,
+    "square": lambda a: _product(a, a),
+    "exp": _exp,
+    "log": _log,
+    "sqrt": _sqrt,
+    "rsqrt": lambda a: _reciprocal(_sqrt(a)),
+    "sgn": _sgn,
+    "sinh": _sinh,
+    "cosh": _cosh,
+    "tanh": _tanh,
+    "sin": _rotated(_sinh, -1j),
+    "cos": _rotated(_cosh, 1),
+    "tan": _rotated(_tanh, -1j),
+    "sigmoid": _sigmoid,
+    "silu": lambda a: _product(a, _sigmoid(a)),
+    "mm": _matrix_product(torch.mm),
+    "bmm": _matrix_product(torch.bmm),
+    "mv": _matrix_product(torch.mv),
+    "dot": _matrix_product(torch.dot),
+    "vdot": lambda a, b: _product((a[0], -a[1]), b, torch.dot),
+}
+
 #: Operations that are written in real and imaginary parts where an operand is complex.
 #: What is linear in the real and imaginary parts (Fourier transforms, conjugates, sums, slices) stays as it is.
 COMPLEX: dict[Any, Callable[..., Any]] = {
@@ -175,40 +201,12 @@ COMPLEX: dict[Any, Callable[..., Any]] = {
             "div": _quotient,
         }.items()
     },
-    **{
-        getattr(_aten, name).default: _rewriting(function)
-        for name, function in {
-            "_conj": lambda a: (a[0], -a[1]),
-            "conj_physical": lambda a: (a[0], -a[1]),
-            "reciprocal": _reciprocal,
-            "square": lambda a: _product(a, a),
-            "exp": _exp,
-            "log": _log,
-            "sqrt": _sqrt,
-            "rsqrt": lambda a: _reciprocal(_sqrt(a)),
-            "sgn": _sgn,
-            "sinh": _sinh,
-            "cosh": _cosh,
-            "tanh": _tanh,
-            "sin": _rotated(_sinh, -1j),
-            "cos": _rotated(_cosh, 1),
-            "tan": _rotated(_tanh, -1j),
-            "sigmoid": _sigmoid,
-            "silu": lambda a: _product(a, _sigmoid(a)),
-            "mm": _matrix_product(torch.mm),
-            "bmm": _matrix_product(torch.bmm),
-            "mv": _matrix_product(torch.mv),
-            "dot": _matrix_product(torch.dot),
-            "vdot": lambda a, b: _product((a[0], -a[1]), b, torch.dot),
-        }.items()
-    },
+    **{getattr(_aten, name).default: _rewriting(function) for name, function in _FUNCTIONS.items()},
     **{
         operation: _rewriting(_pow)
         for operation in (_aten.pow.Tensor_Tensor, _aten.pow.Tensor_Scalar, _aten.pow.Scalar)
     },
-    _aten.where.self: _rewriting(
-        lambda c, a, b: (torch.where(c[0], a[0], b[0]), torch.where(c[0], a[1], b[1]))
-    ),
+    _aten.where.self: _rewriting(lambda c, a, b: (torch.where(c[0], a[0], b[0]), torch.where(c[0], a[1], b[1]))),
     _aten.abs.default: _rewriting(_modulus, joined=False),
     _aten.angle.default: _rewriting(lambda a: torch.atan2(a[1], a[0]), joined=False),
     _aten.eq.Tensor: _rewriting(_equal, joined=False),

@@ -24,7 +24,7 @@ class Probe:
     def __init__(self, function: Callable[..., Any], args: Any, kwargs: Any):
         self._function = function
         leaves, self._spec = tree_flatten((args, kwargs))
-        self._leaves = [a.value if isinstance(a, AffineNode) and a.value is not None else a for a in leaves]
+        self._leaves: list[Any] = [a.value if isinstance(a, AffineNode) and a.value is not None else a for a in leaves]
         self._places = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, AffineNode)]
 
     @property

@@ -126,10 +126,11 @@ COMPONENTWISE: dict[str, str] = {
     **{
         name: name
         for name in (
-            "reciprocal sqrt rsqrt abs sign floor ceil trunc round exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh "
-            "asin acos atan asinh acosh atanh erf erfc sigmoid relu leaky_relu elu celu gelu silu mish softplus "
-            "hardtanh hardsigmoid hardswish softshrink hardshrink threshold clamp logical_not pow remainder fmod atan2 hypot "
-            "logaddexp maximum minimum gt ge lt le eq ne logical_and logical_or where"
+            "reciprocal sqrt rsqrt abs sign floor ceil trunc round exp exp2 expm1 log log2 log10 log1p "
+            "sin cos tan sinh cosh tanh asin acos atan asinh acosh atanh erf erfc "
+            "sigmoid relu leaky_relu elu celu gelu silu mish softplus "
+            "hardtanh hardsigmoid hardswish softshrink hardshrink threshold clamp logical_not "
+            "pow remainder fmod atan2 hypot logaddexp maximum minimum gt ge lt le eq ne logical_and logical_or where"
         ).split()
     },
 }

@@ -5,7 +5,22 @@ from scipy.special import erfc, exprel
 from torchmor.engine.expressions import PARAMETERS, PRIMITIVES, Expression, apply_primitive
 from torchmor.engine.functions import DERIVATIVES, VALUES, derivatives, evaluate
 
-PIECEWISE_CONSTANT = {"sign", "floor", "ceil", "trunc", "round", "gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"}
+PIECEWISE_CONSTANT = {
+    "sign",
+    "floor",
+    "ceil",
+    "trunc",
+    "round",
+    "gt",
+    "ge",
+    "lt",
+    "le",
+    "eq",
+    "ne",
+    "logical_and",
+    "logical_or",
+    "logical_not",
+}
 TRUTH = {"gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"}
 
 # Parameters other than the defaults.
