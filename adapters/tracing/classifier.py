@@ -70,6 +70,12 @@ def trace(f: Callable[..., Any], y: torch.Tensor, u: torch.Tensor | None = None,
     SignatureError
         f returns another shape than the state's.
     """
+    for what, part in (("state", y), ("input", u)):
+        if part is not None and part.is_complex():
+            raise SignatureError(
+                f"expected a real {what}, got one of {part.dtype}: keep real and imaginary parts as components "
+                "(torch.view_as_real) and join them inside the ODE function (torch.view_as_complex)"
+            )
     f = frozen_copy(f)
     time = torch.tensor(t, dtype=y.dtype, device=y.device)
     value = f(time, y.clone(), u)  # errors of its own come as they are
@@ -77,6 +83,11 @@ def trace(f: Callable[..., Any], y: torch.Tensor, u: torch.Tensor | None = None,
         raise SignatureError(
             f"the ODE function returned shape {tuple(value.shape)} for a state of shape {tuple(y.shape)}: torchmor "
             "needs dy/dt in the shape of the state"
+        )
+    if value.is_complex():
+        raise SignatureError(
+            f"the ODE function returned {value.dtype} for a state of {y.dtype}: torchmor needs real numbers; "
+            "return its real part, or real and imaginary parts as components"
         )
     return _trace(f, y, u, t, y.shape[1:])
 
@@ -361,6 +372,8 @@ class _Classifier:
     def _componentwise(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
         if any(_is_complex(a) for a in _flat((args, kwargs))):
             return self._other(node, name, args, kwargs)
+        if name.startswith("bitwise") and self._dtype(node) != torch.bool:
+            raise self._unsupported(node, "it works on the bits of integers, not on truth values")
         schema = node.target._schema.arguments
         args = [self._truth(x, value) for x, value in zip(node.args, self._numbers(node, args), strict=True)]
         given = {argument.name: value for argument, value in zip(schema, args, strict=False)} | kwargs

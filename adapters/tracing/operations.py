@@ -225,7 +225,7 @@ def _negative(x):
 
 
 def _either(a, b):
-    return a != b if a.dtype == torch.bool else NotImplemented
+    return a != b if all(x.dtype == torch.bool for x in (a, b) if isinstance(x, torch.Tensor)) else NotImplemented
 
 
 def _bucket(x, boundaries, *, out_int32=False, right=False):
@@ -266,6 +266,7 @@ REWRITTEN: dict[Any, Callable[..., Any]] = {
     _aten.clamp_max.Tensor: torch.minimum,
     _aten.bitwise_xor.Tensor: _either,
     _aten.bitwise_xor.Scalar: _either,
+    _aten.bitwise_xor.Scalar_Tensor: _either,
     _aten.logical_xor.default: lambda a, b: (a != 0) != (b != 0),
     _aten.isnan.default: lambda x: x != x,
     _aten.isinf.default: lambda x: torch.abs(x) == torch.inf,
