@@ -203,12 +203,13 @@ class _Classifier:
             # integers among the results of what is affine (pivots, sizes) are constants
             return part if part.is_complex or part.dtype.is_floating_point else value.results_at_zero()[index]
         if name in SHAPE_ONLY:
-            like = [torch.zeros(a.shape, dtype=torch.float64) if _depends(a) else a for a in args]
-            return node.target(*like, **kwargs)
+            like = [torch.zeros(a.shape, dtype=getattr(a, "dtype", torch.float64)) if _depends(a) else a for a in args]
+            made = node.target(*like, **kwargs)
+            return torch.zeros_like(made) if "empty" in name else made
         if name in IDENTITY:
-            return self._converted(node, args[0], kwargs.get("dtype"))
+            return self._converted(node, node.args[0], args[0], kwargs.get("dtype"))
         if name == "copy":  # out-of-place copy of args[1] into the shape of args[0]
-            return expand(self._affine(args[1]), args[0].shape)
+            return expand(self._affine(self._converted(node, node.args[1], args[1], self._dtype(node))), args[0].shape)
         if name in ARITHMETIC:
             return self._arithmetic(node, name, args, kwargs)
         if name in AFFINE and not (name == "where" and _depends(args[0])):
@@ -243,6 +244,11 @@ class _Classifier:
             raise self._unsupported(
                 node, "it is not linear in complex numbers; write it with their real and imaginary parts"
             )
+        kinds = [self._dtype(x) for x, value in zip(node.args, args, strict=True) if _depends(value)]
+        if name not in REFUSED and not all(dtype.is_floating_point for dtype in kinds):
+            raise self._unsupported(
+                node, "it chooses by integers or truth values that depend on the state; write it with torch.where"
+            )
         raise self._unsupported(
             node, REFUSED.get(name, "it couples components with each other nonlinearly, other than by products of two")
         )
@@ -262,9 +268,11 @@ class _Classifier:
         products = self._affine(self._fuse("mul", factors))
         return AffineNode.call(lambda x, p: x + torch.tensordot(p, weights, 1), (value, products), {})
 
-    def _converted(self, node: Node, value: Any, dtype: torch.dtype | None) -> Any:
+    def _converted(self, node: Node, source: Node, value: Any, dtype: torch.dtype | None) -> Any:
         """Return a value in another dtype: rounded towards zero as integers are, 0 or 1 of truth values."""
-        given = self._dtype(node.args[0])
+        given = self._dtype(source)
+        if not _depends(value):
+            return value if dtype is None else value.to(dtype)
         if dtype is None or dtype == given or _is_complex(value):
             if dtype is not None and not dtype.is_complex and _is_complex(value):
                 raise self._unsupported(node, "it drops the imaginary part; take .real")
@@ -295,6 +303,11 @@ class _Classifier:
             return args[0]
         if name in REARRANGEMENTS and isinstance(args[0], Pointwise) and args[0] not in self.materialised:
             return rearrange(args[0], lambda x: AffineNode.call(function, (x, *args[1:]), kwargs), self._affine)
+        data = {i for positions in AFFINE[name] if dependent <= set(positions) for i in positions}
+        args = [
+            a.to(torch.float64) if i in data and isinstance(a, torch.Tensor) and not a.is_complex() else a
+            for i, a in enumerate(args)  # integers, of which the others have become numbers
+        ]
         args = torch.utils._pytree.tree_map(lambda a: self._affine(a) if _depends(a) else a, args)
         return AffineNode.call(function, args, kwargs)
 

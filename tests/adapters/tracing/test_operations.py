@@ -49,6 +49,7 @@ MADE_INSIDE = {
     "zeros": lambda y: written(y, torch.zeros(len(y), 6)),
     "zeros of float32": lambda y: written(y, torch.zeros(len(y), 6, dtype=torch.float32)),
     "empty": lambda y: written(y, torch.empty(len(y), 6)),
+    "integers": lambda y: written(y, torch.zeros(len(y), 6, dtype=torch.long)) * y,
     "like the state": lambda y: written(y, torch.zeros_like(y)) + y.new_ones(6) + torch.full_like(y, 0.1),
     "full": lambda y: y @ torch.full((6, 6), 0.1),
     "ones": lambda y: (torch.ones(6, 6).cumsum(0) @ y.T).T,
