@@ -210,7 +210,7 @@ def _variance(x, dim=None, *, correction=None, keepdim=False):
 
 def _divided(a, b, *, rounding_mode=None):
     """Return a quotient; rounded down, it is that of the remainder, which is exact near whole numbers."""
-    if rounding_mode is None:
+    if rounding_mode is None or (isinstance(b, int | float) and b == 0):
         return a / b
     if rounding_mode == "trunc":
         return torch.trunc(a / b)
