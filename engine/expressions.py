@@ -19,12 +19,15 @@ Operand = str | float
 Parameter = float | str | bool
 
 _ONE = (
-    "identity neg reciprocal square sqrt rsqrt abs sign exp exp2 expm1 log log2 log10 log1p "
+    "identity neg reciprocal square sqrt rsqrt abs sign floor ceil trunc round exp exp2 expm1 log log2 log10 log1p "
     "sin cos tan sinh cosh tanh asin acos atan asinh acosh atanh erf erfc "
     "sigmoid log_sigmoid relu leaky_relu elu celu selu gelu silu mish softplus softsign tanhshrink "
     "hardtanh hardsigmoid hardswish softshrink hardshrink threshold clamp logical_not"
 )
-_TWO = "add sub mul div pow atan2 hypot logaddexp maximum minimum prelu gt ge lt le eq ne logical_and logical_or"
+_TWO = (
+    "number add sub mul div remainder fmod pow atan2 hypot logaddexp maximum minimum prelu "
+    "gt ge lt le eq ne logical_and logical_or"
+)
 
 #: All primitives and their numbers of operands.
 PRIMITIVES: dict[str, int] = dict.fromkeys(_ONE.split(), 1) | dict.fromkeys(_TWO.split(), 2) | {"where": 3}

@@ -92,6 +92,10 @@ _ONE: dict[str, tuple[Function, Function]] = {
     "rsqrt": (lambda x: 1 / np.sqrt(x), lambda x: -0.5 / np.sqrt(x) / x),
     "abs": (np.abs, np.sign),
     "sign": (np.sign, lambda x: np.False_),
+    "floor": (np.floor, lambda x: np.False_),
+    "ceil": (np.ceil, lambda x: np.False_),
+    "trunc": (np.trunc, lambda x: np.False_),
+    "round": (np.round, lambda x: np.False_),  # halves to even, as torch
     "exp": (np.exp, np.exp),
     "exp2": (np.exp2, lambda x: np.exp2(x) * np.log(2)),
     "expm1": (np.expm1, np.exp),
@@ -165,10 +169,13 @@ _ONE: dict[str, tuple[Function, Function]] = {
 # Primitives that see truth values as they are, or several operands: value and tuple of derivatives.
 _MANY: dict[str, tuple[Function, Function]] = {
     "identity": (lambda x: x, lambda x: (np.True_,)),
+    "number": (lambda a, like: np.not_equal(a, 0).astype(float), _zeros),  # a truth value as 1 or 0
     "add": (np.add, lambda a, b: (np.True_, np.True_)),
     "sub": (np.subtract, lambda a, b: (np.True_, -1.0)),
     "mul": (np.multiply, lambda a, b: (b, a)),
     "div": (np.divide, lambda a, b: (np.reciprocal(b), -np.divide(a, b) / b)),
+    "remainder": (np.remainder, lambda a, b: (np.True_, -np.floor(np.divide(a, b)))),
+    "fmod": (np.fmod, lambda a, b: (np.True_, -np.trunc(np.divide(a, b)))),
     "pow": (np.power, _pow_derivatives),
     "atan2": (np.arctan2, lambda a, b: (b / np.hypot(a, b) ** 2, -a / np.hypot(a, b) ** 2)),
     "hypot": (np.hypot, lambda a, b: (a / np.hypot(a, b), b / np.hypot(a, b))),

@@ -9,7 +9,7 @@ import torch
 
 def to_columns(batch: torch.Tensor) -> np.ndarray:
     """Return a batch (batch, …) as float64 columns (n, batch), the state flattened."""
-    return batch.detach().flatten(1).to("cpu", torch.float64).numpy().T
+    return batch.detach().resolve_neg().flatten(1).to("cpu", torch.float64).numpy().T
 
 
 def to_batch(

@@ -37,6 +37,11 @@ def _threshold(x: Tensor, threshold: float = 0.0, value: float = 0.0) -> Tensor:
     return F.threshold(x, threshold, value)
 
 
+def _number(x: Tensor, like: Tensor) -> Tensor:
+    # truth values have no precision to compute in
+    return (x != 0).to(like.dtype)
+
+
 def _prelu(x: Tensor, weight: Tensor) -> Tensor:
     # torch.nn.functional.prelu wants one weight for each channel
     return torch.where(x > 0, x, weight * x)
@@ -52,6 +57,10 @@ TORCH_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rsqrt": torch.rsqrt,
     "abs": torch.abs,
     "sign": torch.sign,
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+    "trunc": torch.trunc,
+    "round": torch.round,
     "exp": torch.exp,
     "exp2": torch.exp2,
     "expm1": torch.expm1,
@@ -93,10 +102,13 @@ TORCH_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "hardshrink": F.hardshrink,
     "threshold": _threshold,
     "clamp": torch.clamp,
+    "number": _of_tensors(_number),
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
     "div": operator.truediv,
+    "remainder": torch.remainder,
+    "fmod": _of_tensors(torch.fmod),
     "pow": operator.pow,
     "atan2": _of_tensors(torch.atan2),
     "hypot": _of_tensors(torch.hypot),

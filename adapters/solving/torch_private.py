@@ -19,8 +19,11 @@ __all__ = [
     "aoti_compile_and_package",
     "aoti_load_package",
     "argument_schemas",
+    "changes_arguments",
+    "core_decompositions",
     "decompositions",
     "forget_compiled",
+    "is_operation",
     "make_fx",
     "mark_dynamic",
     "operation_name",
@@ -39,7 +42,17 @@ __all__ = [
 
 def operation_name(target: Any) -> str | None:
     """Return the name of an operation of a graph, without "aten::" and overload; None for what is no operation."""
-    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else None
+    return target._schema.name.removeprefix("aten::") if is_operation(target) else None
+
+
+def is_operation(target: Any) -> bool:
+    """Whether the target of a graph's node is one of torch's operations."""
+    return isinstance(target, torch._ops.OpOverload)
+
+
+def changes_arguments(target: Any) -> bool:
+    """Whether an operation works in place."""
+    return is_operation(target) and target._schema.is_mutable
 
 
 def argument_schemas(target: Any) -> Sequence[Any]:
@@ -91,6 +104,14 @@ def decompositions(operations: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
     from torch import _decomp
 
     return dict(_decomp.get_decompositions(operations))
+
+
+def core_decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return how operations are made of the core ones."""
+    from torch import _decomp
+
+    table = _decomp.core_aten_decompositions()
+    return {operation: decomposition for operation, decomposition in table.items() if is_operation(operation)}
 
 
 def aoti_compile_and_package(program: Any, **options: Any) -> Any:

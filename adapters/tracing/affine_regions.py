@@ -27,6 +27,8 @@ class AffineNode:
         Shape for one sample, with its batch dimension of 1; of several results, a tuple of shapes.
     sources
         Names of the sources it depends on.
+    dtype
+        Real or complex; of several results, a tuple.
     """
 
     function: Callable[..., Any] | None
@@ -35,6 +37,7 @@ class AffineNode:
     shape: Any
     sources: frozenset[str]
     value: torch.Tensor | None = field(default=None, repr=False)
+    dtype: Any = torch.float64
 
     @classmethod
     def source(cls, name: str, shape: torch.Size) -> AffineNode:
@@ -44,29 +47,40 @@ class AffineNode:
     @classmethod
     def constant(cls, value: torch.Tensor) -> AffineNode:
         """Return a constant."""
-        return cls(None, (), {}, value.shape, frozenset(), value.to(torch.float64))
+        dtype = torch.complex128 if value.is_complex() else torch.float64
+        return cls(None, (), {}, value.shape, frozenset(), value.to(dtype), dtype)
 
     @classmethod
     def call(cls, function: Callable[..., Any], args: Any, kwargs: Any) -> AffineNode:
         """Return the value of an operation; its shape is found by running it on zeros."""
-
-        def example(a: Any) -> Any:
-            if not isinstance(a, AffineNode):
-                return a
-            return a.value if a.value is not None else a.zeros()
-
-        result = function(*tree_map(example, args), **tree_map(example, kwargs))
+        result = function(*tree_map(_example, args), **tree_map(_example, kwargs))
         nodes = [a for a in tree_leaves((args, kwargs)) if isinstance(a, AffineNode)]
         sources = frozenset[str]().union(*(a.sources for a in nodes))
-        if not isinstance(result, torch.Tensor):  # several results: getitem follows
-            return cls(function, tuple(args), dict(kwargs), tuple(r.shape for r in result), sources)
-        return cls(function, tuple(args), dict(kwargs), result.shape, sources)
+        if isinstance(result, torch.Tensor):
+            return cls(function, tuple(args), dict(kwargs), result.shape, sources, dtype=result.dtype)
+        # several results, or None instead of some: getitem follows
+        shapes, dtypes = (tuple(getattr(r, key, None) for r in result) for key in ("shape", "dtype"))
+        return cls(function, tuple(args), dict(kwargs), shapes, sources, dtype=dtypes)
 
     def zeros(self) -> Any:
         """Return zeros of the value's shape."""
         if isinstance(self.shape, torch.Size):
-            return torch.zeros(self.shape, dtype=torch.float64)
-        return tuple(torch.zeros(shape, dtype=torch.float64) for shape in self.shape)
+            return torch.zeros(self.shape, dtype=self.dtype)
+        return tuple(
+            None if shape is None else torch.zeros(shape, dtype=dtype)
+            for shape, dtype in zip(self.shape, self.dtype, strict=True)
+        )
+
+    def results_at_zero(self) -> Any:
+        """Return the value of an operation, or its values, at zeros of its arguments."""
+        args, kwargs = tree_map(_example, (self.args, self.kwargs))
+        assert self.function is not None, "sources are no operations"
+        return self.function(*args, **kwargs)
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether it is one tensor of complex numbers."""
+        return isinstance(self.dtype, torch.dtype) and self.dtype.is_complex
 
     @property
     def size(self) -> int:
@@ -143,6 +157,12 @@ class RegionOperator(LinearOperator):
 
     def _rmatvec(self, x: np.ndarray) -> np.ndarray:
         return self._rmatmat(np.reshape(x, (-1, 1)))[:, 0]
+
+
+def _example(a: Any) -> Any:
+    if not isinstance(a, AffineNode):
+        return a
+    return a.value if a.value is not None else a.zeros()
 
 
 def _chunks(rows: torch.Tensor, size: int) -> Sequence[torch.Tensor]:

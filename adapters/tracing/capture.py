@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import linecache
+import operator
 import os
 import sys
 import traceback
@@ -17,8 +18,16 @@ import torch
 from torch.fx.traceback import preserve_node_meta, set_stack_trace
 from torch.overrides import TorchFunctionMode
 
-from torchmor.adapters.solving.torch_private import make_fx, tracing_compiled, without_repetitions
-from torchmor.adapters.tracing.operations import REWRITTEN
+from torchmor.adapters.solving.torch_private import (
+    changes_arguments,
+    is_operation,
+    make_fx,
+    tracing_compiled,
+    tree_map_only,
+    without_repetitions,
+)
+from torchmor.adapters.tracing.rewriting import decompositions
+from torchmor.adapters.tracing.without_state import WITHOUT_STATE
 from torchmor.engine.errors import TorchmorError, UnsupportedOperationError
 
 _FOLDERS = (Path(torch.__file__).parent, Path(__file__).parents[1])  # of torch, and of torchmor.adapters
@@ -53,8 +62,8 @@ def capture(f: Callable[..., Any], t: torch.Tensor, y: torch.Tensor, u: torch.Te
                 graph = make_fx(functionalized)(*arguments)
             _to_float64(graph)
             arguments = tuple(a.detach().to("cpu", torch.float64) for a in arguments)
-            rerun = torch.func.functionalize(torch.fx.Interpreter(graph).run)
-            graph = make_fx(rerun, decomposition_table=REWRITTEN)(*arguments)
+            rerun = torch.func.functionalize(_Rerun(graph).run)
+            graph = make_fx(rerun, decomposition_table=decompositions())(*arguments)
     except TorchmorError:
         raise
     except Exception as error:  # f itself has just run
@@ -117,20 +126,80 @@ def _untraceable(error: Exception) -> UnsupportedOperationError:
 
 
 def _to_float64(graph: torch.fx.GraphModule) -> None:
-    def cast(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor if tensor.layout == torch.strided else tensor.to_dense()
-        return tensor.detach().to("cpu", torch.float64 if tensor.is_floating_point() else None)
+    """Make a graph one of double precision, on the CPU.
 
+    Constants are first evaluated in their own precision, as the function does, and then converted, as weights are.
+    """
+    for number, (node, value) in enumerate(_constants(graph).items()):
+        name = f"_constant{number}"
+        value = value if value.layout == torch.strided else value.to_dense()
+        graph.register_buffer(name, value.detach().to("cpu", in_float64(value.dtype)))
+        with graph.graph.inserting_before(node):
+            node.replace_all_uses_with(graph.graph.get_attr(name))
+    graph.graph.eliminate_dead_code()
+    for node in graph.graph.nodes:
+        kwargs = {key: in_float64(value) for key, value in node.kwargs.items()}
+        node.kwargs = kwargs | ({"device": torch.device("cpu")} if "device" in kwargs else {})
+    graph.recompile()
+
+
+def in_float64(value: Any) -> Any:
+    """Return the double-precision dtype for a floating or complex one; anything else as it is."""
+    if not isinstance(value, torch.dtype):
+        return value
+    return torch.complex128 if value.is_complex else torch.float64 if value.is_floating_point else value
+
+
+def _constants(graph: torch.fx.GraphModule) -> dict[torch.fx.Node, torch.Tensor]:
+    """Return the values of the largest parts of a graph that depend on no argument."""
+    changed: set[torch.fx.Node] = set()  # in place, or views of what is
+    for node in reversed(graph.graph.nodes):
+        if node in changed or changes_arguments(node.target):
+            changed.update(node.all_input_nodes)
+    values: dict[torch.fx.Node, Any] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            value = getattr(graph, node.target)
-            if isinstance(value, torch.Tensor):
-                delattr(graph, node.target)
-                graph.register_buffer(node.target, cast(value))
-        kwargs = dict(node.kwargs)
-        if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
-            kwargs["dtype"] = torch.float64
-        if "device" in kwargs:
-            kwargs["device"] = torch.device("cpu")
-        node.kwargs = kwargs
-    graph.recompile()
+            values[node] = getattr(graph, node.target)
+        elif (
+            node.op == "call_function"
+            and _is_pure(node)
+            and node not in changed
+            and all(x in values for x in node.all_input_nodes)
+        ):
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            value = node.target(*args, **kwargs)
+            values[node] = torch.zeros_like(value) if "empty" in str(node.target) else value
+    return {
+        node: value
+        for node, value in values.items()
+        if isinstance(value, torch.Tensor) and any(user not in values for user in node.users)
+    }
+
+
+def _is_pure(node: torch.fx.Node) -> bool:
+    if is_operation(node.target):
+        return not changes_arguments(node.target) and torch.Tag.nondeterministic_seeded not in node.target.tags
+    return node.target is operator.getitem
+
+
+class _Rerun(torch.fx.Interpreter):
+    """Runs a graph of (t, y, …); operations on what does not depend on y are written in such of few components."""
+
+    def __init__(self, graph: torch.fx.GraphModule):
+        super().__init__(graph)
+        _, y, *_ = (node for node in graph.graph.nodes if node.op == "placeholder")
+        self._of_state = {y}
+        for node in graph.graph.nodes:
+            if self._of_state.intersection(node.all_input_nodes):
+                self._of_state.add(node)
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        self._depends = n in self._of_state
+        return super().run_node(n)
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        written = None if self._depends else WITHOUT_STATE.get(target)
+        value = NotImplemented if written is None else written(*args, **kwargs)
+        if value is NotImplemented:
+            value = super().call_function(target, args, kwargs)
+        return tree_map_only(torch.Tensor, lambda x: x.to(in_float64(x.dtype)), value)  # truth values times a number

@@ -1,7 +1,8 @@
 """From an ODE function in torch to its stage chain.
 
 The function is traced, not pattern-matched: each operation of its captured graph is classified by how it depends on
-(y, u, t): constant, affine, or componentwise in affine values. Anything else is refused by name.
+(y, u, t): constant, affine, componentwise in affine values, or a product of two of them. What no table names is tried
+for being affine or bilinear; what couples components in another way is refused by name.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import scipy.sparse as sps
 import torch
 
 from torchmor.adapters.layers.arrays import to_columns
-from torchmor.adapters.solving.torch_private import argument_schemas, operation_name, tree_leaves, tree_map
+from torchmor.adapters.solving.torch_private import argument_schemas, tree_leaves, tree_map
 from torchmor.adapters.tracing.affine_regions import AffineNode, RegionOperator
 from torchmor.adapters.tracing.capture import capture, frozen_copy
+from torchmor.adapters.tracing.linearity import Probe
 from torchmor.adapters.tracing.operations import (
     AFFINE,
     ARITHMETIC,
@@ -28,6 +30,7 @@ from torchmor.adapters.tracing.operations import (
     REARRANGEMENTS,
     REFUSED,
     SHAPE_ONLY,
+    operation_name,
 )
 from torchmor.adapters.tracing.pointwise import Pointwise, expand, fuse, rearrange
 from torchmor.engine.affine import AffineMap, Matrix
@@ -64,10 +67,16 @@ def trace(f: Callable[..., Any], y: torch.Tensor, u: torch.Tensor | None = None,
     Raises
     ------
     UnsupportedOperationError
-        f contains an operation that is neither affine nor componentwise, branches on data, or mixes samples.
+        f couples components nonlinearly, branches on data, or mixes samples.
     SignatureError
         f returns another shape than the state's.
     """
+    for what, part in (("state", y), ("input", u)):
+        if part is not None and part.is_complex():
+            raise SignatureError(
+                f"expected a real {what}, got one of {part.dtype}: keep real and imaginary parts as components "
+                "(torch.view_as_real) and join them inside the ODE function (torch.view_as_complex)"
+            )
     f = frozen_copy(f)
     time = torch.tensor(t, dtype=y.dtype, device=y.device)
     value = f(time, y.clone(), u)  # errors of its own come as they are
@@ -75,6 +84,11 @@ def trace(f: Callable[..., Any], y: torch.Tensor, u: torch.Tensor | None = None,
         raise SignatureError(
             f"the ODE function returned shape {tuple(value.shape)} for a state of shape {tuple(y.shape)}: torchmor "
             "needs dy/dt in the shape of the state"
+        )
+    if value.is_complex():
+        raise SignatureError(
+            f"the ODE function returned {value.dtype} for a state of {y.dtype}: torchmor needs real numbers; "
+            "return its real part, or real and imaginary parts as components"
         )
     return _trace(f, y, u, t, y.shape[1:])
 
@@ -119,17 +133,18 @@ def _check(chain: StageChain, f: Callable[..., Any], y: torch.Tensor, u: torch.T
     expected = f(torch.tensor(t, dtype=y.dtype, device=y.device), batch.clone(), inputs)
     with np.errstate(all="ignore"):
         value = chain(to_columns(batch), None if inputs is None else to_columns(inputs), t)
-        expected = to_columns(expected)
+        dtype, expected = expected.dtype, to_columns(expected)
         same = (value == expected) | (np.isnan(value) & np.isnan(expected))  # infinities, and where f is undefined
         error = np.abs(np.where(same, 0.0, value - expected)).max()
     scale = np.abs(expected[np.isfinite(expected)]).max(initial=1.0)
     tolerance = 1e4 * torch.finfo(y.dtype).eps * scale
+    made = f" (it returned {dtype}: make tensors inside it with dtype=y.dtype)" if dtype != y.dtype else ""
     if not error <= tolerance:
         raise UnsupportedOperationError(
             f"the traced ODE function differs from the function by {error:.1e} (allowed {tolerance:.1e}): it "
             "mixes the samples of a batch (batch normalisation without running statistics does), keeps a hidden "
-            "state, is random, leaves torch or computes in a lower precision; expected a function of (t, y, u) alone, "
-            "in the dtype of y"
+            f"state, is random, leaves torch or computes in a lower precision{made}; expected a function of (t, y, u) "
+            "alone, in the dtype of y"
         )
 
 
@@ -173,7 +188,7 @@ class _Classifier:
         return self.sources[name]
 
     def _operation(self, node: Node, args: Any, kwargs: Any) -> Any:
-        name = _name(node.target)
+        name = operation_name(node.target)
         random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         if random and name not in COMPONENTWISE and name not in REFUSED:
             raise self._unsupported(node, "it is random; call eval(), or draw the numbers once, outside")
@@ -185,31 +200,100 @@ class _Classifier:
                 return value[index]
             if isinstance(value, Pointwise):  # further results of a componentwise operation are for its gradient
                 return value
-            return AffineNode.call(operator.getitem, args, {})
+            part = AffineNode.call(operator.getitem, args, {})
+            # integers among the results of what is affine (pivots, sizes) are constants
+            return part if part.is_complex or part.dtype.is_floating_point else value.results_at_zero()[index]
         if name in SHAPE_ONLY:
-            like = [torch.zeros(a.shape, dtype=torch.float64) if _depends(a) else a for a in args]
-            return node.target(*like, **kwargs)
+            like = [torch.zeros(a.shape, dtype=getattr(a, "dtype", torch.float64)) if _depends(a) else a for a in args]
+            made = node.target(*like, **kwargs)
+            return torch.zeros_like(made) if "empty" in name else made
         if name in IDENTITY:
-            dtype = kwargs.get("dtype") or torch.float64
-            if not dtype.is_floating_point:
-                raise self._unsupported(node, f"it converts to {dtype}")
-            return args[0]
+            return self._converted(node, node.args[0], args[0], kwargs.get("dtype"))
         if name == "copy":  # out-of-place copy of args[1] into the shape of args[0]
-            return expand(self._affine(args[1]), args[0].shape)
+            return expand(self._affine(self._converted(node, node.args[1], args[1], self._dtype(node))), args[0].shape)
         if name in ARITHMETIC:
             return self._arithmetic(node, name, args, kwargs)
         if name in AFFINE and not (name == "where" and _depends(args[0])):
             return self._affine_call(node, name, args, kwargs)
         if name in COMPONENTWISE:
             return self._componentwise(node, name, args, kwargs)
-        raise self._unsupported(node, REFUSED.get(name, "it is neither affine nor componentwise"))
+        return self._other(node, name, args, kwargs)
+
+    def _other(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
+        """Find out by trying what an operation is that no table names: affine, bilinear, or refused."""
+        tags, schema = getattr(node.target, "tags", ()), getattr(node.target, "_schema", None)
+        if schema is None or schema.is_mutable:
+            raise self._unsupported(node, REFUSED.get(name, "it is no operation of tensors alone, or acts in place"))
+        if torch.Tag.pointwise in tags and not any(_is_complex(a) for a in _flat((args, kwargs))):
+            raise self._unsupported(
+                node,
+                "it is componentwise, but none of the functions that reduced layers know, in files and elsewhere; "
+                "write it with those, such as exp, log, sin, tanh, erf, abs, floor, maximum and where",
+            )
+        args, kwargs = tree_map(lambda a: self._affine(a) if _depends(a) else a, (args, kwargs))
+        probe = Probe(node.target, args, kwargs)
+        if probe.is_affine():
+            return AffineNode.call(node.target, args, kwargs)
+        if probe.is_bilinear():
+            try:
+                return self._bilinear(probe)
+            except UnsupportedOperationError as error:
+                raise self._unsupported(node, str(error)) from error
+        if name in AFFINE:
+            raise self._unsupported(node, "it is not affine in those arguments that depend on the state")
+        if any(_is_complex(a) for a in _flat((args, kwargs))):
+            raise self._unsupported(
+                node, "it is not linear in complex numbers; write it with their real and imaginary parts"
+            )
+        kinds = [self._dtype(x) for x, value in zip(node.args, args, strict=True) if _depends(value)]
+        if name not in REFUSED and not all(dtype.is_floating_point for dtype in kinds):
+            raise self._unsupported(
+                node, "it chooses by integers or truth values that depend on the state; write it with torch.where"
+            )
+        raise self._unsupported(
+            node, REFUSED.get(name, "it couples components with each other nonlinearly, other than by products of two")
+        )
+
+    def _bilinear(self, probe: Probe) -> AffineNode:
+        """Return a bilinear operation as a sum of products of single components."""
+        (a, b), zeros = probe.arguments, [x.zeros() for x in probe.arguments]
+        i, j, weights = probe.table()
+
+        def entries(index: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda x: x.reshape(-1)[index]
+
+        value = AffineNode.call(lambda x, y: probe(x, zeros[1]) + probe(zeros[0], y) - probe(*zeros), (a, b), {})
+        if not len(i):
+            return value
+        factors = [AffineNode.call(entries(index), (x,), {}) for x, index in ((a, i), (b, j))]
+        products = self._affine(self._fuse("mul", factors))
+        return AffineNode.call(lambda x, p: x + torch.tensordot(p, weights, 1), (value, products), {})
+
+    def _converted(self, node: Node, source: Node, value: Any, dtype: torch.dtype | None) -> Any:
+        """Return a value in another dtype: rounded towards zero as integers are, 0 or 1 of truth values."""
+        given = self._dtype(source)
+        if not _depends(value):
+            return value if dtype is None else value.to(dtype)
+        if dtype is None or dtype == given or _is_complex(value):
+            if dtype is not None and not dtype.is_complex and _is_complex(value):
+                raise self._unsupported(node, "it drops the imaginary part; take .real")
+            return value
+        if dtype.is_complex:
+            return AffineNode.call(torch.Tensor.to, (self._affine(value), dtype), {})
+        if dtype == torch.bool:
+            return self._fuse("ne", [value, 0.0])
+        if given == torch.bool:
+            return self._number(value)
+        if dtype.is_floating_point or not given.is_floating_point:
+            return value
+        return self._fuse("trunc", [value])
 
     def _affine_call(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
         dependent = {i for i, a in enumerate(args) if any(_depends(v) for v in _flat(a))}
         if any(_depends(v) for v in _flat(kwargs)) or not any(dependent <= set(p) for p in AFFINE[name]):
-            if name in MATRIX_PRODUCTS and not kwargs:
-                return self._matrix_product(name, args)
-            raise self._unsupported(node, "it is not affine in those arguments that depend on the state")
+            if name in MATRIX_PRODUCTS:
+                return self._matrix_product(name, args, **kwargs)
+            return self._other(node, name, args, kwargs)
         if name.endswith("batch_norm") and args[5]:
             raise self._unsupported(node, "it divides by statistics of the state; use running statistics and eval()")
         if name == "slice_scatter" and len(args) > 4:  # vmap cannot represent an end far beyond
@@ -220,10 +304,15 @@ class _Classifier:
             return args[0]
         if name in REARRANGEMENTS and isinstance(args[0], Pointwise) and args[0] not in self.materialised:
             return rearrange(args[0], lambda x: AffineNode.call(function, (x, *args[1:]), kwargs), self._affine)
+        data = {i for positions in AFFINE[name] if dependent <= set(positions) for i in positions}
+        args = [
+            a.to(torch.float64) if i in data and isinstance(a, torch.Tensor) and not a.is_complex() else a
+            for i, a in enumerate(args)  # integers, of which the others have become numbers
+        ]
         args = tree_map(lambda a: self._affine(a) if _depends(a) else a, args)
         return AffineNode.call(function, args, kwargs)
 
-    def _matrix_product(self, name: str, args: Any) -> Any:
+    def _matrix_product(self, name: str, args: Any, beta: float = 1, alpha: float = 1) -> Any:
         """Multiply matrices that both depend on the state, the input or the time: products, and their sums."""
         *added, a, b = args
 
@@ -239,16 +328,18 @@ class _Classifier:
         else:
             products = self._fuse("mul", [unsqueezed(a, -1), unsqueezed(b, -3)])  # (…, n, p, q)
             value = AffineNode.call(torch.sum, (self._affine(products), -2), {})
-        return self._combined("add", added[0], value) if added else value
+        if not added:
+            return value
+        return self._combined("add", self._scaled(added[0], beta), self._scaled(value, alpha))
 
     def _arithmetic(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
-        a, *rest = (_scalar(x) for x in args)
+        a, *rest = (_scalar(x) for x in self._numbers(node, args))
         b = rest[0] if rest else None
         if name == "neg":
             return self._scaled(a, -1.0)
         alpha = kwargs.get("alpha", rest[1] if len(rest) > 1 else 1)
-        if kwargs.get("rounding_mode") is not None:
-            raise self._unsupported(node, "it rounds")
+        if self._dtype(node) == torch.bool:
+            return self._fuse({"add": "logical_or", "mul": "logical_and"}[name], [a, b])
         if name == "rsub":
             name, a, b = "sub", b, a
         if name in ("add", "sub"):
@@ -261,6 +352,17 @@ class _Classifier:
 
     def _scaled(self, a: Any, factor: Any) -> Any:
         return self._combined("mul", a, float(factor)) if _depends(a) else a * factor
+
+    def _number(self, value: Any) -> Any:
+        """Return truth values as the numbers 1 and 0, to compute with in the precision of what they compare."""
+        return self._fuse("number", [value, value.leaves[0]]) if isinstance(value, Pointwise) else value
+
+    def _numbers(self, node: Node, args: Any) -> Any:
+        """Return arguments with truth values as numbers, if none of the others is a tensor of numbers."""
+        tensors = [x for x in node.args if isinstance(x, torch.fx.Node)]
+        if self._dtype(node) == torch.bool or any(self._dtype(x) != torch.bool for x in tensors):
+            return args
+        return [self._number(x) for x in args]
 
     def _combined(self, name: str, a: Any, b: Any) -> Any:
         """Return a sum, or a multiple by a constant: affine, or componentwise for what is componentwise in it."""
@@ -282,7 +384,12 @@ class _Classifier:
         return replace(fused, as_affine=as_affine)
 
     def _componentwise(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
+        if any(_is_complex(a) for a in _flat((args, kwargs))):
+            return self._other(node, name, args, kwargs)
+        if name.startswith("bitwise") and self._dtype(node) != torch.bool:
+            raise self._unsupported(node, "it works on the bits of integers, not on truth values")
         schema = argument_schemas(node.target)
+        args = [self._truth(x, value) for x, value in zip(node.args, self._numbers(node, args), strict=True)]
         given = {argument.name: value for argument, value in zip(schema, args, strict=False)} | kwargs
         operands, parameters = [], {}
         for argument in schema:
@@ -298,9 +405,17 @@ class _Classifier:
                 raise self._unsupported(node, "it is random in training mode; call eval() on the function")
             operands = operands[:1]
             parameters = {"negative_slope": (given.get("lower", 1 / 8) + given.get("upper", 1 / 3)) / 2}
+        if name == "where" and all(isinstance(x, float) for x in operands[1:]):
+            operands[2] = torch.tensor(operands[2], dtype=torch.float64)  # numbers alone have no precision
         if name == "pow" and isinstance(operands[1], float) and operands[1] == 1.0:
             return operands[0]
         return self._fuse(COMPONENTWISE[name], operands, parameters)
+
+    def _truth(self, node: Any, value: Any) -> Any:
+        """Return truth values that have become numbers, as those of stages that are rearranged, as truth values."""
+        if isinstance(value, AffineNode) and isinstance(node, torch.fx.Node) and self._dtype(node) == torch.bool:
+            return self._fuse("ne", [value, 0.0])
+        return value
 
     def _fuse(self, primitive: str, operands: Sequence[Any], parameters: Mapping[str, Any] | None = None) -> Pointwise:
         """Apply a primitive to operands of broadcast shape, as one componentwise function of all their leaves."""
@@ -321,7 +436,9 @@ class _Classifier:
         if isinstance(value, AffineNode):
             return value
         if value not in self.materialised:
-            if value.as_affine is not None:
+            if value.is_truth:
+                self.materialised[value] = self._affine(self._number(value))
+            elif value.as_affine is not None:
                 self.materialised[value] = value.as_affine()
             else:
                 name = f"g{len(self.stages) + 1}"
@@ -342,28 +459,29 @@ class _Classifier:
             linear = region @ np.eye(region.shape[1]) if names else np.zeros(region.shape)
         return AffineMap(tuple(names), sizes, linear, region.shift)
 
+    def _dtype(self, node: Node) -> torch.dtype:
+        """Return what kind of numbers the value of a node of the graph is; of several values, numbers."""
+        value = getattr(self.graph, node.target) if node.op == "get_attr" else node.meta.get("tensor_meta")
+        return torch.float64 if value is None else value.dtype
+
     def _unsupported(self, node: Node, reason: str) -> UnsupportedOperationError:
         place = node.meta.get("stack_trace", "")
         return UnsupportedOperationError(
-            f"the ODE function contains '{_name(node.target)}'{place}, which cannot be reduced: {reason}. "
+            f"the ODE function contains '{operation_name(node.target)}'{place}, which cannot be reduced: {reason}. "
             "Supported are affine operations (linear layers, convolutions, average pooling, padding, batch "
             "normalisation in eval mode, slicing, reshaping), componentwise functions, their sums, products and "
             "compositions"
         )
 
 
-def _name(target: Any) -> str:
-    name = operation_name(target)
-    if name is None:
-        return getattr(target, "__name__", str(target))
-    if name in ("view", "view_copy", "_unsafe_view", "_reshape_copy", "unsafe_view"):
-        return "reshape"
-    name = name.removesuffix("_copy") if name not in ("_to_copy", "lift_fresh_copy") else name
-    return {"unsafe_split": "split", "divide": "div", "subtract": "sub", "multiply": "mul"}.get(name, name)
-
-
 def _depends(value: Any) -> bool:
     return isinstance(value, AffineNode | Pointwise)
+
+
+def _is_complex(value: Any) -> bool:
+    if isinstance(value, AffineNode):
+        return value.is_complex
+    return value.is_complex() if isinstance(value, torch.Tensor) else isinstance(value, complex)
 
 
 def _flat(value: Any) -> list[Any]:
@@ -372,6 +490,6 @@ def _flat(value: Any) -> list[Any]:
 
 def _scalar(value: Any) -> Any:
     """Return numbers, and constant tensors of one element, as floats."""
-    if isinstance(value, torch.Tensor) and value.dim() == 0:
+    if isinstance(value, torch.Tensor) and value.dim() == 0 and not value.is_complex():
         return float(value)
     return float(value) if isinstance(value, int | float | bool) else value

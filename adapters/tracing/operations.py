@@ -1,13 +1,16 @@
 """What torch operations are to a stage chain: the one table that decides, and that the README prints.
 
-Names are those of aten operations without their overload. Whatever is in none of these tables is refused by name.
+Names are those of aten operations without their overload. What is in none of these tables is written in terms of what
+is, where torch can, or is kept if it turns out to be affine or bilinear when it is tried; else it is refused by name.
 """
 
 from collections.abc import Callable
-from math import prod
+from math import copysign, prod
 from typing import Any
 
 import torch
+
+from torchmor.adapters.solving import torch_private
 
 _aten = torch.ops.aten
 
@@ -125,10 +128,11 @@ COMPONENTWISE: dict[str, str] = {
     **{
         name: name
         for name in (
-            "reciprocal sqrt rsqrt abs sign exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh "
-            "asin acos atan asinh acosh atanh erf erfc sigmoid relu leaky_relu elu celu gelu silu mish softplus "
-            "hardtanh hardsigmoid hardswish softshrink hardshrink threshold clamp logical_not pow atan2 hypot "
-            "logaddexp maximum minimum gt ge lt le eq ne logical_and logical_or where"
+            "reciprocal sqrt rsqrt abs sign floor ceil trunc round exp exp2 expm1 log log2 log10 log1p "
+            "sin cos tan sinh cosh tanh asin acos atan asinh acosh atanh erf erfc "
+            "sigmoid relu leaky_relu elu celu gelu silu mish softplus "
+            "hardtanh hardsigmoid hardswish softshrink hardshrink threshold clamp logical_not "
+            "pow remainder fmod atan2 hypot logaddexp maximum minimum gt ge lt le eq ne logical_and logical_or where"
         ).split()
     },
 }
@@ -158,6 +162,13 @@ def _normalised(x, average, weight, bias, eps):
     return (scaled if bias is None else scaled + deviation * bias) / deviation
 
 
+def _statistics(x, dims, eps, keepdim):
+    """Return mean and reciprocal deviation, which derivatives inside the function read."""
+    mean = x.mean(dims, keepdim=True)
+    rstd = torch.rsqrt(torch.relu(((x - mean) * (x - mean)).mean(dims, keepdim=True)) + eps)
+    return (mean, rstd) if keepdim else (mean.squeeze(dims), rstd.squeeze(dims))
+
+
 def _group_normalised(x, weight, bias, batch, channels, entries, groups, eps):
     def average(value, then):
         means = then(value.reshape(batch, groups, -1).mean(2))
@@ -165,8 +176,8 @@ def _group_normalised(x, weight, bias, batch, channels, entries, groups, eps):
 
     ones = (1,) * (x.dim() - 2)
     weight, bias = (None if p is None else p.reshape(1, channels, *ones) for p in (weight, bias))
-    statistics = x.new_zeros(batch, groups)  # read by gradients only
-    return _normalised(x, average, weight, bias, eps), statistics, statistics
+    grouped = x.reshape(batch, groups, -1)
+    return _normalised(x, average, weight, bias, eps), *_statistics(grouped, (2,), eps, keepdim=False)
 
 
 def _layer_normalised(x, shape, weight, bias, eps):
@@ -174,8 +185,7 @@ def _layer_normalised(x, shape, weight, bias, eps):
         return then(value.mean(dims, keepdim=True)).expand_as(x)
 
     dims = tuple(range(-len(shape), 0))
-    statistics = x.new_zeros(*x.shape[: -len(shape)], *(1,) * len(shape))
-    return _normalised(x, average, weight, bias, eps), statistics, statistics
+    return _normalised(x, average, weight, bias, eps), *_statistics(x, dims, eps, keepdim=True)
 
 
 def _instance_normalised(x, weight, bias, mean, variance, training, momentum, eps):
@@ -183,8 +193,8 @@ def _instance_normalised(x, weight, bias, mean, variance, training, momentum, ep
     if not training:
         return NotImplemented  # affine
     channels = x.shape[1]
-    normalised, _, _ = _group_normalised(x, weight, bias, x.shape[0], channels, None, channels, eps)
-    return normalised, x.new_zeros(channels), x.new_zeros(channels)
+    normalised, mean, rstd = _group_normalised(x, weight, bias, x.shape[0], channels, None, channels, eps)
+    return normalised, mean.reshape(-1), rstd.reshape(-1)
 
 
 def _norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
@@ -198,6 +208,40 @@ def _variance(x, dim=None, *, correction=None, keepdim=False):
     centred = x - x.mean(dim, keepdim=True)
     count = prod(x.shape[d] for d in dim) - (1 if correction is None else correction)
     return (centred * centred).sum(dim, keepdim) / count
+
+
+def _divided(a, b, *, rounding_mode=None):
+    """Return a quotient; rounded down, it is that of the remainder, which is exact near whole numbers."""
+    if rounding_mode is None or (isinstance(b, int | float) and b == 0):
+        return a / b
+    if rounding_mode == "trunc":
+        return torch.trunc(a / b)
+    down = torch.round((a - torch.remainder(a, b)) / b)
+    if isinstance(b, int | float):
+        return down
+    return torch.where(b == 0, a / b, down)
+
+
+def _negative(x):
+    return (x < 0) | ((x == 0) & (torch.reciprocal(x) < 0))
+
+
+def _either(a, b):
+    return a != b if all(x.dtype == torch.bool for x in (a, b) if isinstance(x, torch.Tensor)) else NotImplemented
+
+
+def _bucket(x, boundaries, *, out_int32=False, right=False):
+    x = x.unsqueeze(-1)
+    return (boundaries <= x if right else boundaries < x).sum(-1)
+
+
+def _trilinear(a, weight, b, expand1, expand2, expand3, sumdim, unroll_dim=1):
+    """Sum a product of three, over what only the first two have before it is multiplied by the third."""
+    for dims, place in ((expand1, 0), (expand2, 1), (expand3, 2)):
+        for dim in dims:
+            a, weight, b = (x.unsqueeze(dim) if i == place else x for i, x in enumerate((a, weight, b)))
+    partial = (a * weight).sum([dim for dim in sumdim if dim in expand3], keepdim=True)
+    return (partial * b).sum(sumdim)
 
 
 #: Operations that are first written in terms of others; NotImplemented leaves them as they are.
@@ -216,11 +260,40 @@ REWRITTEN: dict[Any, Callable[..., Any]] = {
     _aten.lerp.Tensor: lambda x, end, weight: x + weight * (end - x),
     _aten.masked_fill.Scalar: lambda x, mask, value: torch.where(mask, value, x),
     _aten.masked_fill.Tensor: lambda x, mask, value: torch.where(mask, value, x),
+    _aten.norm.ScalarOpt_dim: lambda x, p, dim, keepdim=False: _norm(x, 2 if p is None else p, dim, keepdim),
+    _aten.div.Tensor_mode: _divided,
+    _aten.floor_divide.default: lambda a, b: _divided(a, b, rounding_mode="floor"),
+    _aten.round.decimals: lambda x, *, decimals: torch.round(x * 10.0**decimals) / 10.0**decimals,
+    _aten.clamp_min.Tensor: torch.maximum,
+    _aten.clamp_max.Tensor: torch.minimum,
+    _aten.bitwise_xor.Tensor: _either,
+    _aten.bitwise_xor.Scalar: _either,
+    _aten.bitwise_xor.Scalar_Tensor: _either,
+    _aten.logical_xor.default: lambda a, b: (a != 0) != (b != 0),
+    _aten.isnan.default: lambda x: x != x,
+    _aten.isinf.default: lambda x: torch.abs(x) == torch.inf,
+    _aten.signbit.default: _negative,
+    _aten.copysign.Tensor: lambda a, b: torch.where(_negative(b), -torch.abs(a), torch.abs(a)),
+    _aten.copysign.Scalar: lambda a, b: torch.abs(a) * copysign(1.0, b),
+    _aten._neg_view.default: torch.neg,
+    _aten.angle.default: lambda x: torch.where(x < 0, torch.pi, x * 0.0),  # NaN stays
+    _aten.sgn.default: torch.sign,
+    _aten.fmax.default: lambda a, b: torch.where(a != a, b, torch.where(b != b, a, torch.maximum(a, b))),
+    _aten.fmin.default: lambda a, b: torch.where(a != a, b, torch.where(b != b, a, torch.minimum(a, b))),
+    _aten.ldexp.Tensor: lambda x, exponent: x * torch.exp2(exponent),
+    _aten.bucketize.Tensor: _bucket,
+    _aten.any.default: lambda x: (x != 0).sum() > 0,
+    _aten.any.dim: lambda x, dim, keepdim=False: (x != 0).sum(dim, keepdim) > 0,
+    _aten.all.default: lambda x: (x == 0).sum() == 0,
+    _aten.all.dim: lambda x, dim, keepdim=False: (x == 0).sum(dim, keepdim) == 0,
+    _aten._trilinear.default: _trilinear,
+    _aten._sparse_addmm.default: lambda x, a, b, *, beta=1, alpha=1: torch.addmm(x, a, b, beta=beta, alpha=alpha),
 }
 
 _MAXIMUM = "it takes a maximum over several components"
 _ORDER = "it chooses components by their values"
 _COUPLES = "couples all components"
+_MATRIX = "it couples all entries of a matrix that varies"
 
 #: Why the operations that people try are refused, and what to do instead.
 REFUSED: dict[str, str] = {
@@ -238,6 +311,35 @@ REFUSED: dict[str, str] = {
     "sort": f"{_ORDER}; leave the order as it is",
     "topk": f"{_ORDER}; weigh all of them instead",
     "argmax": f"{_ORDER}; weigh all of them instead",
+    "argmin": f"{_ORDER}; weigh all of them instead",
+    "kthvalue": f"{_ORDER}; leave the order as it is",
+    "median": f"{_ORDER}; use a mean",
+    "nanmedian": f"{_ORDER}; use a mean",
+    "mode": f"{_ORDER}; use a mean",
+    "searchsorted": f"{_ORDER}; add up comparisons, (x[..., None] > boundaries).sum(-1)",
+    "cummax": f"{_MAXIMUM}; use a cumulative sum",
+    "cummin": "it takes a minimum over several components; use a cumulative sum",
+    "logsumexp": f"logsumexp {_COUPLES}; of few, write exp(x).sum(-1).log()",
+    "logcumsumexp": f"logsumexp {_COUPLES}; of few, write exp(x).cumsum(-1).log()",
+    "linalg_vector_norm": f"this norm {_COUPLES}; use the Euclidean one, or write (x.abs() ** p).sum(-1) ** (1 / p)",
+    "norm": f"this norm {_COUPLES}; use the Euclidean one, or write (x.abs() ** p).sum(-1) ** (1 / p)",
+    "_pdist_forward": f"a table of distances {_COUPLES}; write them out, of few",
+    "_cdist_forward": f"a table of distances {_COUPLES}; write them out, of few",
+    "_linalg_solve_ex": "it solves linear equations whose matrix varies; with a constant matrix it is affine",
+    "linalg_solve_triangular": "it solves linear equations whose matrix varies; with a constant matrix it is affine",
+    "linalg_lu_solve": "it solves linear equations whose matrix varies; with a constant matrix it is affine",
+    "cholesky_solve": "it solves linear equations whose matrix varies; with a constant matrix it is affine",
+    "linalg_inv_ex": f"{_MATRIX}; solve with, or invert, constant ones",
+    "_linalg_det": f"{_MATRIX}; of a small one, write the determinant out",
+    "_linalg_slogdet": f"{_MATRIX}; of a small one, write the determinant out",
+    "linalg_matrix_exp": f"{_MATRIX}; solve the linear equation as part of the state instead",
+    "linalg_qr": f"{_MATRIX}; factor constant ones, outside",
+    "linalg_cholesky_ex": f"{_MATRIX}; factor constant ones, outside",
+    "linalg_lu_factor_ex": f"{_MATRIX}; factor constant ones, outside",
+    "_linalg_eigh": f"{_MATRIX}; decompose constant ones, outside",
+    "linalg_eig": f"{_MATRIX}; decompose constant ones, outside",
+    "_linalg_svd": f"{_MATRIX}; decompose constant ones, outside",
+    "view_as_dtype": "it reads the bits of numbers as those of others",
     "nonzero": f"{_ORDER}; use torch.where(condition, value, 0), which is componentwise",
     "cumprod": "it multiplies many components with each other; write exp(log(x).cumsum(-1)) for positive ones",
     "prod": "it multiplies many components with each other; write the products out",
@@ -246,8 +348,21 @@ REFUSED: dict[str, str] = {
 }
 
 
-def _short(operation: Any) -> str:
-    return operation.name().removeprefix("aten::").split(".")[0]
+#: Names of all operations that torchmor knows what to do with.
+KNOWN = frozenset().union(AFFINE, COMPONENTWISE, SHAPE_ONLY, IDENTITY, ARITHMETIC, MATRIX_PRODUCTS, REFUSED)
+
+
+def operation_name(target: Any) -> str:
+    """Return the name of an operation without its overload; what differs in memory layout alone has one name."""
+    name = torch_private.operation_name(target)
+    if name is None:
+        return getattr(target, "__name__", str(target))
+    if target is _aten.view.dtype:
+        return "view_as_dtype"
+    if name in ("view", "view_copy", "_unsafe_view", "_reshape_copy", "unsafe_view"):
+        return "reshape"
+    name = name.removesuffix("_copy") if name not in ("_to_copy", "lift_fresh_copy") else name
+    return {"unsafe_split": "split", "divide": "div", "subtract": "sub", "multiply": "mul"}.get(name, name)
 
 
 def support_table() -> str:
@@ -260,7 +375,8 @@ def support_table() -> str:
         ("sums", "affine, so kept exactly", ["add", "rsub", "sub"]),
         ("products", "affine with a constant, else componentwise in both factors", ["div", "mul"]),
         ("products of matrices", "affine with a constant, else sums of products", sorted(MATRIX_PRODUCTS)),
-        ("composite", "written in terms of the others", sorted({_short(operation) for operation in REWRITTEN})),
+        ("composite", "written in terms of the others", sorted({operation_name(operation) for operation in REWRITTEN})),
+        ("others", "kept exactly if trying shows them to be affine, or bilinear", ["diag_embed", "linalg_cross", "…"]),
         ("refused", "an error with the reason", sorted(REFUSED)),
     )
     lines = ["| kind | what becomes of it | operations of torch (aten names) |", "| --- | --- | --- |"]

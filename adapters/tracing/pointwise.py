@@ -13,6 +13,9 @@ import torch
 from torchmor.adapters.tracing.affine_regions import AffineNode
 from torchmor.engine.expressions import Expression, apply_primitive
 
+#: Primitives whose values are truth values.
+TRUTH = frozenset("gt ge lt le eq ne logical_not logical_and logical_or".split())
+
 
 @dataclass(eq=False)
 class Pointwise:
@@ -30,6 +33,11 @@ class Pointwise:
     expression: Expression
     shape: torch.Size
     as_affine: Callable[[], AffineNode] | None = None
+
+    @property
+    def is_truth(self) -> bool:
+        """Whether the values are truth values."""
+        return bool(self.expression.instructions) and self.expression.instructions[-1].function in TRUTH
 
 
 def expand(node: AffineNode, shape: Sequence[int]) -> AffineNode:

@@ -5,7 +5,22 @@ from scipy.special import erfc, exprel
 from torchmor.engine.expressions import PARAMETERS, PRIMITIVES, Expression, apply_primitive
 from torchmor.engine.functions import DERIVATIVES, VALUES, derivatives, evaluate
 
-PIECEWISE_CONSTANT = {"sign", "gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"}
+PIECEWISE_CONSTANT = {
+    "sign",
+    "floor",
+    "ceil",
+    "trunc",
+    "round",
+    "gt",
+    "ge",
+    "lt",
+    "le",
+    "eq",
+    "ne",
+    "logical_and",
+    "logical_or",
+    "logical_not",
+}
 TRUTH = {"gt", "ge", "lt", "le", "eq", "ne", "logical_and", "logical_or", "logical_not"}
 
 # Parameters other than the defaults.
@@ -28,12 +43,18 @@ ids = pytest.mark.parametrize(
 
 # Where the functions with singularities are tried: (low, high).
 DOMAINS = {
-    **dict.fromkeys(("reciprocal", "div", "atan2", "hypot", "pow"), (0.6, 4.0)),
+    **dict.fromkeys(("reciprocal", "div", "remainder", "fmod", "atan2", "hypot", "pow"), (0.6, 4.0)),
     **dict.fromkeys(("sqrt", "rsqrt", "log", "log2", "log10"), (0.6, 9.0)),
     **dict.fromkeys(("asin", "acos", "atanh"), (-0.8, 0.8)),
     "tan": (-1.1, 1.1),
     "log1p": (-0.4, 9.0),
     "acosh": (1.6, 9.0),
+}
+
+# Where functions jump: at whole values of these.
+JUMPS = {
+    **dict.fromkeys(("floor", "ceil", "trunc", "round"), lambda x: 2 * x),
+    **dict.fromkeys(("remainder", "fmod"), np.divide),
 }
 
 
@@ -82,6 +103,8 @@ def test_derivatives_against_differences(name, parameters):
         smooth = np.min([abs(abs(argument) - abs(k)) for k in kinks], axis=0) > 3 * h
         if PRIMITIVES[name] == 2:
             smooth &= abs(a[0] - a[1]) > 3 * h
+        if name in JUMPS:
+            smooth &= abs(JUMPS[name](*a) - np.round(JUMPS[name](*a))) > 0.02
         assert smooth.sum() > 100
         scale = 1 + abs(difference[smooth])
         assert np.max(abs(computed[i] - difference)[smooth] / scale) < 1e-9

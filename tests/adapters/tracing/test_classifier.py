@@ -199,15 +199,11 @@ def test_every_affine_operation_is_tried():
 
 
 @pytest.mark.parametrize("name", AFFINE_CALLS)
-def test_affine_operation(name, monkeypatch):
+def test_affine_operation(name):
     f, y = cropped(AFFINE_CALLS[name]), state(3, 32)
     chain = traced_function(f, y)
     assert not chain.stages
     np.testing.assert_allclose(chain(y.numpy().T), f(0.0, y).numpy().T, rtol=1e-12, atol=1e-13)
-    monkeypatch.delitem(AFFINE, name)  # it is this entry that does it
-    monkeypatch.delitem(COMPONENTWISE, name, raising=False)
-    with pytest.raises(UnsupportedOperationError, match=f"'{name}' at .*{HERE}"):
-        traced_function(f, y)
 
 
 BOOLEAN = {"bitwise_and": "&", "bitwise_or": "|", "logical_and": "logical_and", "logical_or": "logical_or"}
@@ -218,6 +214,12 @@ COMPONENTWISE_CALLS = {
     "clamp": lambda y: y.clamp(0.3, 0.6),
     "clamp_min": lambda y: y.clamp_min(0.4),
     "clamp_max": lambda y: y.clamp_max(0.4),
+    "round": lambda y: y + (5 * y).round(),
+    "floor": lambda y: y + (5 * y).floor(),
+    "ceil": lambda y: y + (5 * y).ceil(),
+    "trunc": lambda y: y + (5 * y - 2).trunc(),
+    "remainder": lambda y: torch.remainder(y - 0.5, 0.3) + torch.remainder(2.0, y) + y % (y.flip(1) - 0.5),
+    "fmod": lambda y: torch.fmod(y - 0.5, 0.3) + torch.fmod(y, y.flip(1) - 0.5),
     "bitwise_not": lambda y: y * ~(y > 0.4),
     "bitwise_and": lambda y: y * ((y > 0.3) & (y < 0.6)),
     "bitwise_or": lambda y: y * ((y < 0.3) | (y > 0.6)),
@@ -289,6 +291,29 @@ REWRITTEN_CALLS = {
     "linalg_vector_norm": lambda y: y / y.view(-1, 2, 3).norm(dim=(1, 2)).unsqueeze(1) + y.norm(dim=1, keepdim=True),
     "var": lambda y: y.var(1, keepdim=True) * y.view(-1, 2, 3).var((1, 2), correction=0)[:, None] + y,
     "std": lambda y: y.std(1, keepdim=True) + y,
+    "norm": lambda y: y * F.pairwise_distance(y, y.flip(1), keepdim=True),
+    "clamp_min": lambda y: y.clamp_min(y.flip(1)),
+    "clamp_max": lambda y: y.clamp_max(WEIGHTS[0, :6]),
+    "div": lambda y: torch.div(y, 0.3, rounding_mode="floor") - torch.div(y, y.flip(1), rounding_mode="trunc"),
+    "floor_divide": lambda y: y // 0.3 + y // y.flip(1),
+    "round": lambda y: torch.round(y, decimals=1),
+    "bitwise_xor": lambda y: y * ((y > 0) ^ (y > y.flip(1))),
+    "logical_xor": lambda y: y * torch.logical_xor(y > 0, y > y.flip(1)),
+    "isnan": lambda y: y + torch.isnan(torch.log(y)).double(),
+    "isinf": lambda y: y + torch.isinf(torch.exp(1e3 * y)).double(),
+    "signbit": lambda y: y + torch.signbit(y).double(),
+    "copysign": lambda y: torch.copysign(y, y.flip(1)) + torch.copysign(y, -1.0),
+    "angle": lambda y: y + y.angle(),
+    "sgn": lambda y: y + y.sgn(),
+    "fmax": lambda y: torch.fmax(y.log(), y.flip(1)),
+    "fmin": lambda y: torch.fmin(y.log(), y.flip(1).sqrt().nan_to_num()),
+    "ldexp": lambda y: torch.ldexp(y, y.flip(1)),
+    "bucketize": lambda y: y + torch.bucketize(y, torch.tensor([-0.5, 0.0, 1.0])),
+    "any": lambda y: y * (y > 1).any(1, keepdim=True),
+    "all": lambda y: y * (y > -1).all(1, keepdim=True),
+    "_neg_view": lambda y: torch.complex(y, y.flip(1)).conj().imag + y,
+    "_trilinear": lambda y: F.bilinear(y, y.flip(1), WEIGHTS[:6, :6].expand(6, 6, 6)),
+    "_sparse_addmm": lambda y: torch.sparse.mm(WEIGHTS[:6, :6].tril().to_sparse(), y.T).T,
 }
 
 
@@ -490,20 +515,18 @@ REFUSALS = {
     "maximum": (lambda t, y: y - y.amax(1, keepdim=True), "'amax'", "use a mean"),
     "maximum along rows": (lambda t, y: y - y.max(1, keepdim=True).values, "'max'", "use a mean"),
     "product of components": (lambda t, y: y - y.prod(1, keepdim=True), "'prod'", "write the products out"),
-    "product of matrices, scaled": (
-        lambda t, y: torch.baddbmm(y[:, :, None], y[:, :, None], y[:, :1, None], beta=0.5)[:, :, 0],
-        "'baddbmm'",
-        "not affine in those arguments",
-    ),
-    "Fourier transform": (lambda t, y: torch.fft.fft(y).real, "'_fft_r2c'", "neither affine nor componentwise"),
     "sort": (lambda t, y: y.sort(1).values, "'sort'", "leave the order as it is"),
     "largest": (lambda t, y: y.topk(6, 1).values, "'topk'", "weigh all of them"),
     "chosen by the largest": (lambda t, y: y + y[:, :1] * y.argmax(1, True), "'argmax'", "weigh all of them"),
     "cumulative product": (lambda t, y: y.cumprod(1), "'cumprod'", "write exp(log(x).cumsum(-1))"),
-    "norm": (lambda t, y: y / y.norm(3, 1, True), "'linalg_vector_norm'", "neither affine nor componentwise"),
-    "rounding": (lambda t, y: y.round(), "'round'", "neither affine nor componentwise"),
-    "rounding division": (lambda t, y: torch.div(y, 2, rounding_mode="floor"), "'div'", "it rounds"),
-    "conversion to integers": (lambda t, y: y.long().double(), "'_to_copy'", "it converts to torch.int64"),
+    "norm": (lambda t, y: y / y.norm(3, 1, True), "'linalg_vector_norm'", "this norm couples all components"),
+    "largest so far": (lambda t, y: y.cummax(1).values, "'cummax'", "maximum over several components"),
+    "equations": (lambda t, y: torch.linalg.solve(torch.diag_embed(y), y), "'_linalg_solve_ex'", "whose matrix varies"),
+    "determinant": (lambda t, y: y * torch.linalg.det(torch.diag_embed(y))[:, None], "'_linalg_det'", "write the det"),
+    "special function": (lambda t, y: torch.special.zeta(y, 2.0), "'special_zeta'", "none of the functions that"),
+    "distances": (lambda t, y: y + torch.cdist(y.view(-1, 2, 3), y.view(-1, 2, 3)).sum(), "'_cdist_for", "distances"),
+    "table": (lambda t, y: F.embedding(y.abs().long().clamp(0, 5), WEIGHTS)[..., 0], "'embedding'", "chooses by int"),
+    "bits": (lambda t, y: y * (y.view(torch.int64) > 0), "'view_as_dtype'", "it reads the bits"),
     "selection by values": (lambda t, y: y * y[y > 0].sum(), "'index'", "not affine in those arguments"),
 }
 
@@ -537,8 +560,8 @@ def test_place_without_code_of_the_user_is_the_module():
 
 
 def test_attention():
-    attention = nn.MultiheadAttention(6, 2, batch_first=True).double()
-    f = module(lambda self, t, y: self.attention(*[y[:, None]] * 3)[0][:, 0], attention=attention)
+    attention = nn.MultiheadAttention(3, 1, batch_first=True).double()
+    f = module(lambda self, t, y: self.attention(*[y.view(-1, 2, 3)] * 3)[0].flatten(1), attention=attention)
     with pytest.raises(UnsupportedOperationError, match=rf"cannot be reduced.*{SUPPORTED}"):
         traced_function(f)
 
