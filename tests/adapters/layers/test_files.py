@@ -233,13 +233,16 @@ def test_same_layer_gives_the_same_file(saved, path):
     assert path.read_bytes() == saved
 
 
-def test_permissions_respect_the_umask(saved, path):
+def test_permissions_respect_the_umask(path):
     umask = os.umask(0o027)
     try:
         save(reduced(), path)
     finally:
         os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.chmod(0o600)
+    save(reduced(), path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "a file that exists keeps its mode"
 
 
 ALONE = """
