@@ -240,6 +240,9 @@ def test_permissions_respect_the_umask(path):
     finally:
         os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    path.chmod(0o600)
+    save(reduced(), path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "a file that exists keeps its mode"
 
 
 ALONE = """
