@@ -17,6 +17,7 @@ import scipy.sparse as sps
 import torch
 
 from torchmor.adapters.layers.arrays import to_columns
+from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.solving.torch_private import argument_schemas, tree_leaves, tree_map
 from torchmor.adapters.tracing.affine_regions import AffineNode, RegionOperator
 from torchmor.adapters.tracing.capture import capture, frozen_copy
@@ -77,20 +78,20 @@ def trace(f: Callable[..., Any], y: torch.Tensor, u: torch.Tensor | None = None,
                 f"expected a real {what}, got one of {part.dtype}: keep real and imaginary parts as components "
                 "(torch.view_as_real) and join them inside the ODE function (torch.view_as_complex)"
             )
-    f = frozen_copy(f)
-    time = torch.tensor(t, dtype=y.dtype, device=y.device)
-    value = f(time, y.clone(), u)  # errors of its own come as they are
-    if value.shape != y.shape:
-        raise SignatureError(
-            f"the ODE function returned shape {tuple(value.shape)} for a state of shape {tuple(y.shape)}: torchmor "
-            "needs dy/dt in the shape of the state"
-        )
-    if value.is_complex():
-        raise SignatureError(
-            f"the ODE function returned {value.dtype} for a state of {y.dtype}: torchmor needs real numbers; "
-            "return its real part, or real and imaginary parts as components"
-        )
-    return _trace(f, y, u, t, y.shape[1:])
+    f, gradients = frozen_copy(f), torch.is_grad_enabled()
+    with evaluation(f), torch.set_grad_enabled(gradients):  # a closure has no copy
+        value = f(torch.tensor(t, dtype=y.dtype, device=y.device), y.clone(), u)  # errors of its own come as they are
+        if value.shape != y.shape:
+            raise SignatureError(
+                f"the ODE function returned shape {tuple(value.shape)} for a state of shape {tuple(y.shape)}: torchmor "
+                "needs dy/dt in the shape of the state"
+            )
+        if value.is_complex():
+            raise SignatureError(
+                f"the ODE function returned {value.dtype} for a state of {y.dtype}: torchmor needs real numbers; "
+                "return its real part, or real and imaginary parts as components"
+            )
+        return _trace(f, y, u, t, y.shape[1:])
 
 
 def trace_map(f: Callable[..., Any], x: torch.Tensor) -> StageChain:
@@ -110,7 +111,8 @@ def trace_map(f: Callable[..., Any], x: torch.Tensor) -> StageChain:
     UnsupportedOperationError
         As :func:`trace`.
     """
-    return _trace(lambda t, y, u: f(y), x, None, 0.0, f(x.clone()).shape[1:])
+    with evaluation(f):
+        return _trace(lambda t, y, u: f(y), x, None, 0.0, f(x.clone()).shape[1:])
 
 
 def _trace(
