@@ -191,7 +191,7 @@ class Measured(nn.Module):
     [
         (
             Branching(),
-            r"its part '1', a Branching, branches on the values of tensors, .*test_networks.py, line \d+: return x \+ 1 if x.sum",
+            r"its part '1', a Branching, branches on the values .*test_networks.py, line \d+: return x \+ 1 if x.sum",
         ),
         (
             Fixed(),
