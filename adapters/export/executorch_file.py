@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.failure import first_line
@@ -70,7 +71,9 @@ def export_executorch(
         with _silent():
             method = Runtime.get().load_program(temporary).load_method("forward")
         agreement = compare(
-            lambda arguments: [value.clone() for value in method.execute([a.contiguous() for a in arguments])],
+            lambda arguments: [
+                value.clone() for value in method.execute([a.contiguous() for a in tree_leaves(arguments)])
+            ],
             module,
             example,
             "ExecuTorch",

@@ -185,7 +185,7 @@ def trace(
     example = tree_unflatten(leaves, tree_structure(example))
     for i in _batched(leaves, times):
         shapes[leaves[i]] = {0: batch}
-    program = traced(module, example, shapes, "with a dynamic batch")
+    program = traced(module, tuple(example), shapes, "with a dynamic batch")
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
