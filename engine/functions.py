@@ -169,7 +169,10 @@ _ONE: dict[str, tuple[Function, Function]] = {
 # Primitives that see truth values as they are, or several operands: value and tuple of derivatives.
 _MANY: dict[str, tuple[Function, Function]] = {
     "identity": (lambda x: x, lambda x: (np.True_,)),
-    "number": (lambda a, like: np.not_equal(a, 0).astype(float), _zeros),  # a truth value as 1 or 0
+    "number": (
+        lambda a, like: np.where(np.not_equal(a, 0), np.ones_like(like, dtype=float), 0.0),
+        _zeros,
+    ),  # a truth value as 1 or 0
     "add": (np.add, lambda a, b: (np.True_, np.True_)),
     "sub": (np.subtract, lambda a, b: (np.True_, -1.0)),
     "mul": (np.multiply, lambda a, b: (b, a)),

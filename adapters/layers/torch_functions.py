@@ -39,7 +39,7 @@ def _threshold(x: Tensor, threshold: float = 0.0, value: float = 0.0) -> Tensor:
 
 def _number(x: Tensor, like: Tensor) -> Tensor:
     # truth values have no precision to compute in
-    return (x != 0).to(like.dtype)
+    return torch.where(x != 0, torch.ones_like(like), 0.0)
 
 
 def _prelu(x: Tensor, weight: Tensor) -> Tensor:

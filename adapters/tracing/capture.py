@@ -68,6 +68,9 @@ def capture(f: Callable[..., Any], t: torch.Tensor, y: torch.Tensor, u: torch.Te
         raise
     except Exception as error:  # f itself has just run
         raise _untraceable(error) from error
+    first: dict[Any, torch.fx.Node] = {}
+    for node in graph.graph.find_nodes(op="get_attr"):
+        node.replace_all_uses_with(first.setdefault(node.target, node))
     graph.graph.eliminate_dead_code()
     graph.graph = without_repetitions(graph.graph)  # what is written twice becomes one stage
     return graph
@@ -130,10 +133,13 @@ def _to_float64(graph: torch.fx.GraphModule) -> None:
 
     Constants are first evaluated in their own precision, as the function does, and then converted, as weights are.
     """
-    for number, (node, value) in enumerate(_constants(graph).items()):
-        name = f"_constant{number}"
-        value = value if value.layout == torch.strided else value.to_dense()
-        graph.register_buffer(name, value.detach().to("cpu", in_float64(value.dtype)))
+    constants = _constants(graph)
+    names = {id(value): f"_constant{number}" for number, value in enumerate(constants.values())}
+    for node, value in constants.items():
+        name = names[id(value)]
+        if not hasattr(graph, name):
+            value = value if value.layout == torch.strided else value.to_dense()
+            graph.register_buffer(name, value.detach().to("cpu", in_float64(value.dtype)))
         with graph.graph.inserting_before(node):
             node.replace_all_uses_with(graph.graph.get_attr(name))
     graph.graph.eliminate_dead_code()
@@ -157,8 +163,14 @@ def _constants(graph: torch.fx.GraphModule) -> dict[torch.fx.Node, torch.Tensor]
         if node in changed or changes_arguments(node.target):
             changed.update(node.all_input_nodes)
     values: dict[torch.fx.Node, Any] = {}
+    first: dict[str, torch.fx.Node] = {}
+    same: dict[torch.fx.Node, torch.fx.Node] = {}  # what is written twice is one constant
     for node in graph.graph.nodes:
-        if node.op == "get_attr":
+        said = f"{node.target} {torch.fx.node.map_arg((node.args, node.kwargs), lambda x: same.get(x, x))}"
+        same[node] = first.setdefault(said, node) if node.op == "get_attr" or node not in changed else node
+        if same[node] is not node and same[node] in values:
+            values[node] = values[same[node]]
+        elif node.op == "get_attr":
             values[node] = getattr(graph, node.target)
         elif (
             node.op == "call_function"

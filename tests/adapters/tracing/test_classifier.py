@@ -381,6 +381,10 @@ FUSED = {
     "rearranged, affine": (lambda y: y.tanh().view(-1, 2, 3).transpose(1, 2).flatten(1), ["tanh(a1)"]),
     "parts put together": (lambda y: torch.cat(y.tanh().split(2, 1)[::-1], 1), ["tanh(a1)"]),
     "written twice": (lambda y: torch.tanh(2 * y) + torch.tanh(2 * y).flip(1), ["tanh(a1)"]),
+    "written twice, with constants": (
+        lambda y: torch.tanh(y @ (2 * torch.eye(6)).double()) + torch.tanh(y @ (2 * torch.eye(6)).double()).flip(1),
+        ["tanh(a1)"],
+    ),
     "sum of what is there": (lambda y: torch.relu((h := y.tanh()) + h.flip(1).sum(1, True)), ["tanh(a1)", "relu(a1)"]),
     "sum, scaled": (lambda y: 0.5 * (1 - (y.tanh() - y)) + 2, ["tanh(a1)"]),
     "scaled, summed": (lambda y: -y.tanh() * 0.5 + y, ["tanh(a1) * -1 * 0.5"]),
