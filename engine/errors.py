@@ -85,5 +85,9 @@ class LittleGainWarning(UserWarning):
     """The reduced layer costs hardly less than the full one: a reduction does not pay at these sizes."""
 
 
+class FrozenArgumentWarning(UserWarning):
+    """An argument of a network decides about an ODE, and is frozen at its value on the calibration data."""
+
+
 class OutsideCalibrationWarning(UserWarning):
     """A state is farther from the reduced space than those of the calibration data."""

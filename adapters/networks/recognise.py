@@ -20,7 +20,8 @@ from torchmor.adapters.networks import torchdyn_layers
 from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, now, watched
-from torchmor.adapters.networks.stand_in import first_parts, solved_block
+from torchmor.adapters.networks.stand_in import solved_block
+from torchmor.adapters.networks.variants import first_parts
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import solver_name
 from torchmor.engine.errors import CalibrationError, TorchmorError

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torchmor.adapters.layers.ode_layer import ODELayer, call_convention
+from torchmor.adapters.layers.own_forward import PlacedFunction, SolveForm, with_own_forward
 from torchmor.adapters.layers.placing import copied, find_layer
 from torchmor.adapters.layers.solved_block import AttributeFunction, SolvedBlock, source_of
 from torchmor.adapters.networks import torchdyn_layers
-from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.call_forms import ADVICE, call_form
-from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, watched
-from torchmor.engine.errors import InputError, TorchmorError, UnknownLayerError, UnsupportedOperationError
+from torchmor.adapters.networks.solve_inputs import read_numbers, solve_inputs
+from torchmor.adapters.networks.variants import Variant, variants
+from torchmor.engine.errors import (
+    FrozenArgumentWarning,
+    InputError,
+    TorchmorError,
+    UnknownLayerError,
+    UnsupportedOperationError,
+)
 from torchmor.engine.tableaux import OWN_METHODS
 
 #: A stand-in gives the module's values to so many units of rounding, or of tolerance where the solver is another.
@@ -79,30 +87,45 @@ def with_ode_layer(
             )
         find_layer(network, name)
         return network, name
-    first = next(iter(batches))
+    chosen = variants(batches)
     scratch = copied(network).eval()  # and stays so: an ODE function may hold its modules where `eval` does not reach
     target = dict(scratch.named_modules(remove_duplicate=False))[name]
     first_name = next(key for key, one in scratch.named_modules() if one is target)  # a shared module has several
     with evaluation(scratch):
-        attribute = None if input_attribute is None else (first_name, input_attribute)
-        with watched(scratch, input_attribute=attribute) as calls:
-            output, *_ = [call_network(scratch, part) for part in first_parts(first)]
-        own = [call for call in calls if call.module is target]
-        if not own:
-            elsewhere = dict.fromkeys(call.name for call in calls if not isinstance(call.module, ODELayer))
-            if elsewhere:
-                raise UnknownLayerError(
-                    f"expected the module in whose forward the ODE is solved, got {name!r}, a {type(module).__name__}: "
-                    f"the modules that solve one are {', '.join(map(repr, elsewhere))}"
-                )
-            find_layer(network, name)  # says which ODELayers there are
-        block = solved_block(name, own, input_attribute)
+        runs = _runs(scratch, chosen, None if input_attribute is None else (first_name, input_attribute))
+        if not any(call.module is target for run in runs for call in run.calls):
+            _refuse_other_module(network, name, module, runs)
+        refused: UnsupportedOperationError | None = None
+        of_data = [run for run in runs if run.variant.argument is None]
+        for seen in (runs, of_data)[: 1 if len(of_data) == len(runs) else 2]:
+            own = [call for run in seen for call in run.calls if call.module is target]
+            for call in own:
+                _check(name, call)
+            for make in (_with_block, _with_own_forward):
+                try:
+                    found = make(network, name, own, seen, input_attribute)
+                except UnsupportedOperationError as error:
+                    last = error
+                else:
+                    _warn_of_frozen(*found, network, runs if seen is of_data else [])
+                    return found
+            refused = refused or last
+    assert refused is not None
+    raise refused
+
+
+def _with_block(
+    network: nn.Module, name: str, own: Sequence[ModuleCall], runs: Sequence[Run], input_attribute: str | None
+) -> tuple[nn.Module, str]:
+    """Return the network with an ODELayer, or a block around it, in the place of the module."""
+    module = dict(network.named_modules(remove_duplicate=False))[name]
+    block = solved_block(name, own, input_attribute)
     alone = block.form.plain and all(len(call.args) == 1 and not call.kwargs for call in own)
     for attributes_used in (False, True):
         stand_in = block.layer if alone and not attributes_used else _with_source(block, module, attributes_used)
         replaced = copied(network, {id(module): stand_in.train(module.training)})
         try:
-            _check_run(copied(replaced), first, output, name, own[0].solves[0].exact)
+            _check_runs(copied(replaced), runs, name, own[0].solves[0].exact)
             break
         except AttributeError:  # the network uses more of the module than its forward: keep a copy of it
             if attributes_used:
@@ -110,10 +133,89 @@ def with_ode_layer(
     return replaced, name if stand_in is block.layer else f"{name}.layer".removeprefix(".")
 
 
-def first_parts(batch: Batch) -> list[Batch]:
-    """Return a batch and the first half of it: what depends on other samples than its own differs between them."""
-    half = np.arange(batch.size) < batch.size // 2
-    return [batch, batch.select(half)] if batch.size > 1 else [batch]
+def _with_own_forward(
+    network: nn.Module, name: str, own: Sequence[ModuleCall], runs: Sequence[Run], input_attribute: str | None
+) -> tuple[nn.Module, str]:
+    """Return the network with an ODELayer inside of the module, which answers the solves of its forward."""
+    layer, form = own_forward(name, own)
+    found = _placed(network, name, layer, form)
+    _check_runs(copied(found), runs, name, True, own)
+    dropped = _only_in_function(network, name, own[0], form)
+    if dropped:
+        smaller = _placed(network, name, layer, replace(form, dropped=dropped))
+        try:
+            _check_runs(copied(smaller), runs, name, True, own)
+            found = smaller
+        except Exception:  # they are used elsewhere, too, in whatever way
+            pass
+    return found, f"{name}.{form.layer}".removeprefix(".")
+
+
+def _placed(network: nn.Module, name: str, layer: nn.Module, form: SolveForm) -> nn.Module:
+    found = copied(network)
+    module = dict(found.named_modules(remove_duplicate=False))[name]
+    with_own_forward(module, layer.train(module.training), form)
+    return found
+
+
+def _only_in_function(network: nn.Module, name: str, call: ModuleCall, form: SolveForm) -> tuple[str, ...]:
+    """Return the parameters of a module that its ODE function holds."""
+    func, module = call.solves[0].func, call.module
+    owner = func if isinstance(func, nn.Module) else getattr(func, "__self__", None)
+    if not isinstance(owner, nn.Module) or owner is module:
+        return ()
+    held = {id(parameter) for parameter in owner.parameters()}
+    return tuple(key for key, one in module.named_parameters(remove_duplicate=False) if id(one) in held)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a network did with some arguments.
+
+    Parameters
+    ----------
+    variant
+        The arguments.
+    output
+        What it returned.
+    calls
+        The calls of its modules that solve.
+    """
+
+    variant: Variant
+    output: Any
+    calls: list[ModuleCall]
+
+
+def _runs(network: nn.Module, chosen: Sequence[Variant], attribute: tuple[str, str] | None) -> list[Run]:
+    runs: list[Run] = []
+    for variant in chosen:
+        if variant.argument is not None and any(run.variant.argument == variant.argument for run in runs):
+            continue
+        with watched(network, input_attribute=attribute) as calls:
+            torch.manual_seed(0)  # within this context, as in all runs
+            try:
+                output = call_network(network, variant.batch)
+            except Exception:  # whatever the network says to values, or to a number of samples, that are ours
+                if variant.must:
+                    raise
+                continue
+        finite = all(one.isfinite().all() for one in tree_leaves(output) if isinstance(one, Tensor))
+        if variant.must or finite:
+            runs.append(Run(variant, tree_map_only(Tensor, torch.clone, output), list(calls)))
+    return runs
+
+
+def _refuse_other_module(network: nn.Module, name: str, module: nn.Module, runs: Sequence[Run]) -> NoReturn:
+    calls = [call for run in runs for call in run.calls]
+    elsewhere = dict.fromkeys(call.name for call in calls if not isinstance(call.module, ODELayer))
+    if elsewhere:
+        raise UnknownLayerError(
+            f"expected the module in whose forward the ODE is solved, got {name!r}, a {type(module).__name__}: "
+            f"the modules that solve one are {', '.join(map(repr, elsewhere))}"
+        )
+    find_layer(network, name)  # says which ODELayers there are
+    raise UnknownLayerError(f"expected a module that solves an ODE on the calibration data, got {name!r}")
 
 
 def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | None = None) -> SolvedBlock:
@@ -135,11 +237,19 @@ def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | 
     """
     for call in calls:
         _check(name, call)
+        _check_single(name, call)
     first, solve = calls[0], calls[0].solves[0]
     func = solve.func
-    form = call_form(name, calls, input_attribute)
+    inputs = () if input_attribute is not None else solve_inputs(name, [call.solves[0] for call in calls])
+    if len(inputs) > 1:
+        raise UnsupportedOperationError(f"the ODE function of {name!r} has several inputs")
+    form = call_form(
+        name, calls, input_attribute, [call.solves[0].values[one.place] for call in calls for one in inputs]
+    )
     if input_attribute is not None:
         func = _attribute_function(first.module, func, input_attribute, solve.input)
+    elif inputs:
+        func = PlacedFunction(func, inputs, call_convention(func)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a probe: the function may broadcast, and say so
         batch_dims = 2 if form.input is None and input_attribute is None and _acts_on_rows(func, solve) else 1
@@ -169,13 +279,31 @@ def _check(name: str, call: ModuleCall) -> None:
     """Refuse what no ODELayer does."""
     if torchdyn_layers.is_neural_ode(call.module):
         torchdyn_layers.check(call.module)
-    where = f"the module {name!r}" if name else "the network itself (its forward is the innermost that solves)"
+    for solve in call.solves:
+        _check_solve(name, solve)
+
+
+def _where(name: str) -> str:
+    return f"the module {name!r}" if name else "the network itself (its forward is the innermost that solves)"
+
+
+def _check_single(name: str, call: ModuleCall) -> None:
+    """Refuse what no ODELayer alone does."""
+    solve = call.solves[0]
     if len(call.solves) > 1:
         raise UnsupportedOperationError(
             f"expected a module that solves one ODE in each call, got {len(call.solves)} solves in one call of "
-            f"{where}: {ADVICE}; it may be called many times"
+            f"{_where(name)}: {ADVICE}; it may be called many times"
         )
-    solve = call.solves[0]
+    if solve.y0.ndim < 2:
+        raise UnsupportedOperationError(
+            f"expected a state of shape (batch, …), got {tuple(solve.y0.shape)} in {_where(name)}: torchmor reduces "
+            "ODEs that treat the samples of a batch alike; give the state a batch dimension"
+        )
+
+
+def _check_solve(name: str, solve: SolveCall) -> None:
+    where = _where(name)
     if solve.event:
         raise UnsupportedOperationError(
             f"expected a solve between given times, got one that stops at an event (event_fn) in {where}: torchmor "
@@ -194,16 +322,73 @@ def _check(name: str, call: ModuleCall) -> None:
             "write the neural CDE as f(t, y, u) with u = dX/dt, for F(y) u return (F(y) @ u[..., None])[..., 0], and "
             "call ODELayer(f, t, …)(y0, X.derivative) instead of cdeint; reduce that layer"
         )
-    if solve.y0.ndim < 2:
-        raise UnsupportedOperationError(
-            f"expected a state of shape (batch, …), got {tuple(solve.y0.shape)} in {where}: torchmor reduces ODEs that "
-            "treat the samples of a batch alike; give the state a batch dimension"
-        )
     if solve.y0.numel() == 0 or len(solve.t) < 2:
         raise UnsupportedOperationError(
             f"expected a solve of at least one state over at least two times, got a state of shape "
             f"{tuple(solve.y0.shape)} and {len(solve.t)} times in {where}: calibrate with other data"
         )
+
+
+def own_forward(name: str, calls: Sequence[ModuleCall]) -> tuple[ODELayer, SolveForm]:
+    """Return an ODELayer that can answer the solves of a module's own forward, and which these are.
+
+    Parameters
+    ----------
+    name
+        Name of the module, for messages.
+    calls
+        Its calls.
+
+    Raises
+    ------
+    UnsupportedOperationError
+        They are solves of several ODEs, or of one that is no f(t, y, u).
+    """
+    module, solves = calls[0].module, [solve for call in calls for solve in call.solves]
+    where, solve = _where(name), solves[0]
+    if any(torchdyn_layers.is_neural_ode(call.module) for call in calls):
+        raise UnsupportedOperationError(
+            f"expected a NeuralODE of torchdyn whose vector field reads the time and the state alone, got {name!r}: "
+            f"{_HIDDEN}"
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedOperationError(
+            f"expected a module of Python in whose forward the ODE is solved, got a scripted one as {name!r}: reduce "
+            "the network before torch.jit.script"
+        )
+    for what, found in (
+        ("one ODE function", {one.identity: None for one in solves}),
+        ("one solver with the same settings", {one.settings: None for one in solves}),
+        ("a state of one number of dimensions", {f"{one.y0.ndim}": None for one in solves}),
+    ):
+        if len(found) > 1:
+            raise UnsupportedOperationError(
+                f"expected solves of {what} in {where}, got {' and '.join(found)}: {ADVICE}"
+            )
+    if solve.y0.ndim == 0 or solve.func is module:
+        raise UnsupportedOperationError(
+            f"expected a state of at least one dimension, and an ODE function other than the module that solves, got "
+            f"{tuple(solve.y0.shape)} and {type(solve.func).__name__} in {where}: {ADVICE}"
+        )
+    inputs = solve_inputs(name, solves)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a probe: the function may broadcast, and say so
+        batch_dims = 2 if not inputs and _acts_on_rows(solve.func, solve) else min(solve.y0.ndim - 1, 1)
+        numbers = read_numbers(solve, inputs)
+    func: Any = PlacedFunction(solve.func, inputs, call_convention(solve.func)[0]) if inputs else solve.func
+    layer = ODELayer(
+        func,
+        tuple(solve.t.tolist()),
+        method=solve.method,
+        rtol=solve.rtol,
+        atol=solve.atol,
+        options=solve.options,
+        adjoint=solve.adjoint and isinstance(func, nn.Module) and solve.method not in OWN_METHODS,
+        output="trajectory",
+    )
+    free = (one for one in ("layer", "ode_layer", "reduced_ode_layer") if not hasattr(module, one))
+    form = SolveForm(next(free, "torchmor_layer"), solve.identity, solve.settings, inputs, numbers, batch_dims)
+    return layer, form
 
 
 # -- the ODE function -----------------------------------------------------------------------------------------------
@@ -277,13 +462,27 @@ def _equal(name: str, output: Tensor, expected: Tensor, solve: SolveCall) -> Non
         )
 
 
-def _check_run(replaced: nn.Module, batch: Batch, output: Any, name: str, exact: bool) -> None:
+def _check_runs(
+    replaced: nn.Module, runs: Sequence[Run], name: str, exact: bool, own: Sequence[ModuleCall] = ()
+) -> None:
     """Check that the network with a stand-in gives what the network gave; random numbers are the same in both."""
-    with evaluation(replaced):
-        found = call_network(replaced, batch)
+    module = dict(replaced.named_modules(remove_duplicate=False))[name]
+    with evaluation(replaced), recorded_calls(module) as calls:
+        for run in runs:
+            torch.manual_seed(0)
+            _check_output(call_network(replaced, run.variant.batch), run.output, name, exact)
+    for (_, output), call in zip(calls, own, strict=bool(own)):
+        for value, expected in zip(tree_leaves(output), tree_leaves(call.output), strict=True):
+            if isinstance(expected, Tensor) and expected.is_floating_point():
+                _equal(name, value, expected, call.solves[0])
+
+
+def _check_output(found: Any, output: Any, name: str, exact: bool) -> None:
     for value, expected in zip(tree_leaves(found), tree_leaves(output), strict=True):
         if isinstance(expected, Tensor) and expected.is_floating_point() and expected.isfinite().all():
-            error = float((value - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny))
+            same_shape = value.shape == expected.shape
+            size = expected.norm().clamp(min=torch.finfo(expected.dtype).tiny)
+            error = float((value - expected).norm() / size) if same_shape else float("inf")
             allowed = ALLOWED_ROOTS * torch.finfo(expected.dtype).eps ** 0.5 if exact else ALLOWED_OUTPUT
             if not error <= allowed:
                 raise UnsupportedOperationError(
@@ -291,3 +490,26 @@ def _check_run(replaced: nn.Module, batch: Batch, output: Any, name: str, exact:
                     "which itself returns the same: the network reads an attribute that the module sets in its "
                     f"forward; return it instead, or {ADVICE}"
                 )
+
+
+def _warn_of_frozen(replaced: nn.Module, name: str, network: nn.Module, runs: Sequence[Run]) -> None:
+    """Warn of arguments of the network that decide about the ODE, vary nowhere in the data, and stay as they are."""
+    frozen = []
+    for run in runs:
+        if run.variant.argument is not None:
+            try:
+                _check_runs(copied(replaced), [run], "", True)
+            except InputError:  # a value that the stand-in refuses, by name
+                continue
+            except Exception:
+                frozen.append(run.variant.argument)
+    if frozen:
+        names = list(inspect.signature(network.forward).parameters)
+        shown = ", ".join(repr(names[i]) if i < len(names) else f"number {i}" for i in frozen)
+        warnings.warn(
+            f"the network's argument {shown} decides about the ODE that {name!r} solves, but does not vary on the "
+            "calibration data: it is frozen at its value there, and others give wrong outputs; calibrate with data in "
+            "which it varies",
+            FrozenArgumentWarning,
+            stacklevel=4,
+        )
