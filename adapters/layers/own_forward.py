@@ -151,6 +151,10 @@ class OwnForward:
         return inspect.signature(self._original)
 
     @property
+    def __code__(self) -> types.CodeType:  # torch.export reads names of arguments there
+        return type(self.module).forward.__code__
+
+    @property
     def _original(self) -> Callable[..., Any]:
         return types.MethodType(type(self.module).forward, self.module)
 
@@ -203,6 +207,12 @@ def with_own_forward(module: nn.Module, layer: nn.Module, form: SolveForm) -> nn
     module.add_module(form.layer, layer)
     module.__dict__["forward"] = OwnForward(module, form)  # its class, and the names of its parts, stay
     return module
+
+
+def own_form(module: nn.Module) -> SolveForm | None:
+    """Return which solves of a module's own forward are answered; None where it is as its class says."""
+    forward = vars(module).get("forward")
+    return forward.form if isinstance(forward, OwnForward) else None
 
 
 def settings_words(solver: str, given: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 #: Steps from a function to a value: ("cell", name), ("default", i), ("keyword", name), ("argument", i), ("self", ""),
-#: ("function", ""), ("attribute", name), ("item", key).
+#: ("function", ""), ("attribute", name), ("item", key), ("global", name).
 Place = tuple[tuple[str, Any], ...]
 
 #: Values that are looked at lie at most so many steps away.
@@ -72,6 +72,8 @@ def put(func: Any, place: Place, value: Any) -> None:
         owner.__kwdefaults__[key] = value
     elif kind == "item":
         owner[key] = value
+    elif kind == "global":
+        owner.__globals__[key] = value
     else:
         setattr(owner, key, value)
 
@@ -91,6 +93,8 @@ def _steps(value: Any) -> Iterator[tuple[tuple[str, Any], Any]]:
                 yield ("cell", name), cell.cell_contents
             except ValueError:  # not filled yet
                 continue
+        used = ((name, value.__globals__.get(name)) for name in value.__code__.co_names)
+        yield from ((("global", name), one) for name, one in used if isinstance(one, Tensor | float | int | dict | list))
         yield from ((("default", i), one) for i, one in enumerate(value.__defaults__ or ()))
         yield from ((("keyword", name), one) for name, one in (value.__kwdefaults__ or {}).items())
     elif isinstance(value, functools.partial):

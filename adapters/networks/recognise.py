@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.ode_layer import ODELayer
+from torchmor.adapters.layers.own_forward import own_form
 from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
-from torchmor.adapters.layers.solved_block import CallForm
+from torchmor.adapters.layers.solved_block import CallForm, SolvedBlock
 from torchmor.adapters.models.to_pymor import full_order_model
 from torchmor.adapters.networks import torchdyn_layers
 from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, now, watched
-from torchmor.adapters.networks.stand_in import solved_block
-from torchmor.adapters.networks.variants import first_parts
+from torchmor.adapters.networks.stand_in import run_variants, stand_in
+from torchmor.adapters.networks.variants import variants
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import solver_name
 from torchmor.engine.errors import CalibrationError, TorchmorError
@@ -50,7 +51,8 @@ class FoundLayer:
     solver
         The solver in words.
     output
-        What the module returns: "final", "trajectory", or which times in which order of axes; "" where it is unknown.
+        What the module returns: "final", "trajectory", or which times in which order of axes; "by its own forward" where
+        it goes on to compute its states and outputs itself; "" where it is unknown.
     evaluations
         Evaluations of the ODE function in one forward pass of the network.
     time_share
@@ -134,15 +136,14 @@ def find_ode_layers(network: nn.Module, *example: Any) -> list[FoundLayer]:
     batch = Batch(example, np.arange(sizes[0]), 0)
     scratch = copied(network).eval()
     with evaluation(scratch):
-        passes = []
-        for part in first_parts(batch):
-            with watched(scratch) as calls:
-                call_network(scratch, part)
-            passes.append([call for call in calls if not isinstance(call.module, ReducedODELayer)])
-        by_name = {call.name: [one for found in passes for one in found if one.name == call.name] for call in passes[0]}
+        runs = [
+            [call for call in run.calls if not isinstance(call.module, ReducedODELayer)]
+            for run in run_variants(scratch, variants([batch]))
+        ]
+        by_name = {call.name: [one for found in runs for one in found if one.name == call.name] for call in runs[0]}
         shares = _time_shares(scratch, batch, by_name)
         return FoundLayers(
-            _found(scratch, name, by_name[name], _evaluations(passes[0], name), shares[name]) for name in by_name
+            _found(scratch, name, by_name[name], _evaluations(runs[0], name), shares[name]) for name in by_name
         )
 
 
@@ -172,8 +173,11 @@ def _found(network: nn.Module, name: str, calls: list[ModuleCall], evaluations: 
             kind, func, layer, output = "ODELayer", module.func, module, module.output
             _trace(layer, module, call)
         else:
-            block = solved_block(name, calls)
-            layer, batch_dims, output = block.layer, block.form.batch_dims, _output_words(block.form)
+            block = stand_in(name, calls)
+            form = block.form if isinstance(block, SolvedBlock) else own_form(block)
+            layer = block.layer if isinstance(form, CallForm) else block.get_submodule(form.layer)
+            output = _output_words(form) if isinstance(form, CallForm) else "by its own forward"
+            batch_dims = form.batch_dims
             _trace(layer, block, call)
     except TorchmorError as error:
         obstacle = str(error)

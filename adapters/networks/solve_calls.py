@@ -55,6 +55,8 @@ class SolveCall:
         What tells func from others.
     values
         What func could read, by its places.
+    first
+        t, y and f(t, y) of the first evaluation.
     """
 
     func: Callable[..., Any]
@@ -74,6 +76,14 @@ class SolveCall:
     settings: str = ""
     identity: str = ""
     values: dict[Place, Any] = field(default_factory=dict)
+    first: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def evaluated(self, arguments: tuple[Any, ...], value: Any) -> None:
+        """Count an evaluation of func, and keep the first one."""
+        self.evaluations += 1
+        if self.evaluations == 1 and self.settings and len(arguments) == 2 and isinstance(arguments[1], Tensor):
+            t, y = arguments
+            self.first = torch.as_tensor(t).clone(), y.detach().clone(), value.detach().clone()
 
 
 @dataclass(eq=False)
@@ -239,14 +249,14 @@ class _Watcher:
 
 @contextmanager
 def _counted(call: SolveCall) -> Iterator[Callable[..., Any]]:
-    """Count evaluations of the ODE function; yields what is to be called in its place."""
+    """Count evaluations of the ODE function, and keep the first; yields what is to be called in its place."""
     func = call.func
     if isinstance(func, nn.Module):
 
-        def count(module: nn.Module, args: Any) -> None:
-            call.evaluations += 1
+        def count(module: nn.Module, args: Any, value: Any) -> None:
+            call.evaluated(args, value)
 
-        hook = func.register_forward_pre_hook(count)
+        hook = func.register_forward_hook(count)
         try:
             yield func
         finally:
@@ -262,8 +272,9 @@ class _Counted:
         self._call = call
 
     def __call__(self, t: Tensor, y: Any) -> Any:
-        self._call.evaluations += 1
-        return self._call.func(t, y)
+        value = self._call.func(t, y)
+        self._call.evaluated((t, y), value)
+        return value
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call.func, name)

@@ -10,11 +10,21 @@ from torch import Tensor, nn
 
 from torchmor.adapters.layers import places
 from torchmor.adapters.layers.ode_layer import call_convention
-from torchmor.adapters.layers.own_forward import PlacedInput
+from torchmor.adapters.layers.own_forward import PlacedFunction, PlacedInput
 from torchmor.adapters.layers.places import Place
 from torchmor.adapters.layers.solved_block import same
 from torchmor.adapters.networks.solve_calls import SolveCall
 from torchmor.engine.errors import UnsupportedOperationError
+
+#: A function that is repeated gives its value to so many units of rounding.
+ALLOWED = 1e3
+
+HIDDEN = (
+    "it depends on something else than the time, the state and what its module's arguments decide: a callable that is "
+    "set from outside (name it: input_attribute='func.u'), random numbers (dropout that stays on in eval mode), a "
+    "value of an earlier call, or one that it reads in a place where none is found; write f(t, y, u), "
+    "self.ode = ODELayer(f, t, method=…) and y = self.ode(y0, u)"
+)
 
 
 def solve_inputs(name: str, solves: Sequence[SolveCall]) -> tuple[PlacedInput, ...]:
@@ -38,7 +48,9 @@ def solve_inputs(name: str, solves: Sequence[SolveCall]) -> tuple[PlacedInput, .
     for solve in asked:
         _check_repeats(name, solve, varying)
     read = [place for place in varying if any(_matters(solve, place, varying) for solve in asked)]
-    return tuple(_input(name, place, solves) for place in read)
+    inputs = tuple(_input(name, place, solves) for place in read)
+    _check_explained(name, solves, inputs)
+    return inputs
 
 
 def read_numbers(solve: SolveCall, inputs: Sequence[PlacedInput]) -> tuple[tuple[Place, Any], ...]:
@@ -52,6 +64,36 @@ def read_numbers(solve: SolveCall, inputs: Sequence[PlacedInput]) -> tuple[tuple
     return tuple((place, solve.values[place]) for place in numbers if _matters(solve, place, sorted(known, key=str)))
 
 
+def value_of(solve: SolveCall) -> Tensor:
+    """Return what the ODE function of a solve gives at its start, with the values that it read then."""
+    return _value(solve, [place for place in solve.values if isinstance(solve.values[place], Tensor)])
+
+
+def _check_explained(name: str, solves: Sequence[SolveCall], inputs: Sequence[PlacedInput]) -> None:
+    """Check that the function of the first solve, with the inputs of each, gives what that of each gave."""
+    function = PlacedFunction(solves[0].func, inputs, call_convention(solves[0].func)[0])
+    for solve in solves:
+        if solve.first is None:
+            continue
+        t, y, expected = solve.first
+        start = y if y.ndim > 1 else y[None]
+        u = [one.flat(solve.values[one.place], start) for one in inputs]
+        try:
+            value = function(t, start, torch.cat(u, 1) if u else start)
+            error = float((value.reshape(expected.shape) - expected).abs().max())
+        except Exception as problem:  # of whatever kind, in a function that is called outside of its module
+            raise UnsupportedOperationError(
+                f"the ODE function of {name!r} fails when it is repeated outside of its solve "
+                f"({type(problem).__name__}: {problem}): {HIDDEN}"
+            ) from problem
+        scale = float(expected.abs().max())
+        if not error <= ALLOWED * torch.finfo(expected.dtype).eps * max(scale, 1e-30) and scale == scale:
+            raise UnsupportedOperationError(
+                f"the ODE function of {name!r}, repeated outside of its solve on the same time and state, differs by "
+                f"up to {error:.1e}, with values up to {scale:.1e}: {HIDDEN}"
+            )
+
+
 def _few(solves: Sequence[SolveCall]) -> list[SolveCall]:
     return [solves[0], solves[len(solves) // 2], solves[-1]] if len(solves) > 3 else list(solves)
 
@@ -61,15 +103,13 @@ def _check_repeats(name: str, solve: SolveCall, varying: Sequence[Place]) -> Non
         first, second = (_value(solve, varying) for _ in range(2))
     except Exception as error:  # the function may fail in any way where it reads what is not there
         raise UnsupportedOperationError(
-            f"the ODE function of {name!r} fails when it is called outside of its solve ({type(error).__name__}: "
-            f"{error}): it reads something that is there in the solve alone; make it an argument of the function, and "
-            "write ODELayer with f(t, y, u)"
+            f"the ODE function of {name!r} fails when it is repeated outside of its solve ({type(error).__name__}: "
+            f"{error}): {HIDDEN}"
         ) from error
     if not torch.equal(first.nan_to_num(), second.nan_to_num()):
         raise UnsupportedOperationError(
-            f"the ODE function of {name!r} differs by up to {float((first - second).abs().max()):.1e} between two "
-            "calls with the same values: it draws random numbers (dropout that stays on in eval mode), or counts its "
-            "calls; torchmor reduces functions of the time, the state and inputs"
+            f"the ODE function of {name!r}, repeated outside of its solve, differs by up to "
+            f"{float((first - second).abs().max()):.1e} between two calls with the same values: {HIDDEN}"
         )
 
 
@@ -81,8 +121,6 @@ def _matters(solve: SolveCall, place: Place, varying: Sequence[Place]) -> bool:
             after = _value(solve, varying, place, changed)
         except Exception:  # whatever the function says to an impossible value: it reads it
             return True
-        finally:
-            places.put(solve.func, place, value)
         if after.shape != before.shape or not torch.equal(after.nan_to_num(), before.nan_to_num()):
             return True
     return False
@@ -99,13 +137,18 @@ def _changed(value: Any) -> list[Any]:
 
 
 def _value(solve: SolveCall, varying: Sequence[Place], place: Place | None = None, changed: Any = None) -> Tensor:
-    for other in varying:
-        places.put(solve.func, other, solve.values[other])
-    if place is not None:
-        places.put(solve.func, place, changed)
-    arguments = call_convention(solve.func)[0]
-    value: Tensor = solve.func(solve.y0) if arguments == 1 else solve.func(solve.t[0].to(solve.y0), solve.y0)
-    return value.clone()
+    """Return f(t, y) at the start of a solve, with the values of that solve, and perhaps another one at a place."""
+    given = {other: solve.values[other] for other in varying} | ({} if place is None else {place: changed})
+    before = {other: places.get(solve.func, other) for other in given}
+    try:
+        for other, value in given.items():
+            places.put(solve.func, other, value)
+        t, y = (solve.t[0].to(solve.y0), solve.y0) if solve.first is None else solve.first[:2]
+        result: Tensor = solve.func(y) if call_convention(solve.func)[0] == 1 else solve.func(t, y)
+        return result.clone()
+    finally:
+        for other, value in before.items():
+            places.put(solve.func, other, value)
 
 
 def _of_torch(func: Callable[..., Any], place: Place) -> bool:

@@ -21,7 +21,7 @@ from torchmor.adapters.networks import torchdyn_layers
 from torchmor.adapters.networks.call_forms import ADVICE, call_form
 from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, watched
-from torchmor.adapters.networks.solve_inputs import read_numbers, solve_inputs
+from torchmor.adapters.networks.solve_inputs import HIDDEN, read_numbers, solve_inputs, value_of
 from torchmor.adapters.networks.variants import Variant, variants
 from torchmor.engine.errors import (
     FrozenArgumentWarning,
@@ -38,13 +38,6 @@ ALLOWED_TOLERANCES = 10.0
 
 #: What the rest of the network can make of that, relative to its output: so many √eps, or so much with tolerances.
 ALLOWED_ROOTS, ALLOWED_OUTPUT = 10.0, 0.05
-
-_HIDDEN = (
-    "the ODE function, or what is done with its states, depends on something else than the time, the state and the "
-    "module's arguments: an input that is set from outside (name it: input_attribute='func.u'), random numbers "
-    "(dropout that stays on in eval mode), or a value of an earlier call"
-)
-
 
 def with_ode_layer(
     network: nn.Module, name: str, batches: Any, input_attribute: str | None = None
@@ -92,7 +85,7 @@ def with_ode_layer(
     target = dict(scratch.named_modules(remove_duplicate=False))[name]
     first_name = next(key for key, one in scratch.named_modules() if one is target)  # a shared module has several
     with evaluation(scratch):
-        runs = _runs(scratch, chosen, None if input_attribute is None else (first_name, input_attribute))
+        runs = run_variants(scratch, chosen, None if input_attribute is None else (first_name, input_attribute))
         if not any(call.module is target for run in runs for call in run.calls):
             _refuse_other_module(network, name, module, runs)
         refused: UnsupportedOperationError | None = None
@@ -140,7 +133,7 @@ def _with_own_forward(
     layer, form = own_forward(name, own)
     found = _placed(network, name, layer, form)
     _check_runs(copied(found), runs, name, True, own)
-    dropped = _only_in_function(network, name, own[0], form)
+    dropped = _of_function(own[0])
     if dropped:
         smaller = _placed(network, name, layer, replace(form, dropped=dropped))
         try:
@@ -158,14 +151,25 @@ def _placed(network: nn.Module, name: str, layer: nn.Module, form: SolveForm) ->
     return found
 
 
-def _only_in_function(network: nn.Module, name: str, call: ModuleCall, form: SolveForm) -> tuple[str, ...]:
-    """Return the parameters of a module that its ODE function holds."""
-    func, module = call.solves[0].func, call.module
-    owner = func if isinstance(func, nn.Module) else getattr(func, "__self__", None)
-    if not isinstance(owner, nn.Module) or owner is module:
-        return ()
-    held = {id(parameter) for parameter in owner.parameters()}
-    return tuple(key for key, one in module.named_parameters(remove_duplicate=False) if id(one) in held)
+def _of_function(call: ModuleCall) -> tuple[str, ...]:
+    """Return the parameters of a module that its ODE function computes with, or holds."""
+    solve, named = call.solves[0], dict(call.module.named_parameters(remove_duplicate=False))
+    flags = {key: one.requires_grad for key, one in named.items()}
+    try:
+        for one in named.values():
+            one.requires_grad_(one.is_floating_point())
+        with torch.enable_grad():
+            value = value_of(solve)
+            grads = torch.autograd.grad(value.sum(), list(named.values()), allow_unused=True) if named else ()
+    except RuntimeError:  # it is computed without gradients
+        grads = (None,) * len(named)
+    finally:
+        for key, one in named.items():
+            one.requires_grad_(flags[key])
+    owner = solve.func if isinstance(solve.func, nn.Module) else getattr(solve.func, "__self__", None)
+    held = {id(one) for one in owner.parameters()} if isinstance(owner, nn.Module) and owner is not call.module else ()
+    pairs = zip(named.items(), grads, strict=True)
+    return tuple(key for (key, one), grad in pairs if grad is not None or id(one) in held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +191,10 @@ class Run:
     calls: list[ModuleCall]
 
 
-def _runs(network: nn.Module, chosen: Sequence[Variant], attribute: tuple[str, str] | None) -> list[Run]:
+def run_variants(
+    network: nn.Module, chosen: Sequence[Variant], attribute: tuple[str, str] | None = None
+) -> list[Run]:
+    """Run a network on some calls, and watch its solves; those that it does not take, though it need not, are left out."""
     runs: list[Run] = []
     for variant in chosen:
         if variant.argument is not None and any(run.variant.argument == variant.argument for run in runs):
@@ -218,6 +225,28 @@ def _refuse_other_module(network: nn.Module, name: str, module: nn.Module, runs:
     raise UnknownLayerError(f"expected a module that solves an ODE on the calibration data, got {name!r}")
 
 
+def stand_in(name: str, calls: Sequence[ModuleCall]) -> nn.Module:
+    """Return what does what a module did in some calls: a block around an ODELayer, or its copy with one inside.
+
+    Raises
+    ------
+    UnsupportedOperationError
+        Neither does.
+    """
+    try:
+        return solved_block(name, calls)
+    except UnsupportedOperationError:
+        for call in calls:
+            _check(name, call)
+        layer, form = own_forward(name, calls)
+    module = with_own_forward(copied(calls[0].module), layer, form)
+    with evaluation(module):
+        for call in calls:
+            torch.manual_seed(0)
+            _equal_outputs(name, module(*call.args, **call.kwargs), call)
+    return module
+
+
 def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | None = None) -> SolvedBlock:
     """Return a block around an ODELayer that does what a module did in some calls.
 
@@ -241,8 +270,8 @@ def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | 
     first, solve = calls[0], calls[0].solves[0]
     func = solve.func
     inputs = () if input_attribute is not None else solve_inputs(name, [call.solves[0] for call in calls])
-    if len(inputs) > 1:
-        raise UnsupportedOperationError(f"the ODE function of {name!r} has several inputs")
+    if len(inputs) > 1 or not all(one.batched for one in inputs):
+        raise UnsupportedOperationError(f"the ODE function of {name!r} has several inputs, or one without a batch")
     form = call_form(
         name, calls, input_attribute, [call.solves[0].values[one.place] for call in calls for one in inputs]
     )
@@ -349,7 +378,7 @@ def own_forward(name: str, calls: Sequence[ModuleCall]) -> tuple[ODELayer, Solve
     if any(torchdyn_layers.is_neural_ode(call.module) for call in calls):
         raise UnsupportedOperationError(
             f"expected a NeuralODE of torchdyn whose vector field reads the time and the state alone, got {name!r}: "
-            f"{_HIDDEN}"
+            f"{HIDDEN}"
         )
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedOperationError(
@@ -437,12 +466,18 @@ def _verify(name: str, block: SolvedBlock, calls: Sequence[ModuleCall]) -> None:
             except Exception as error:  # the function may fail in any way where it reads what is not there
                 raise UnsupportedOperationError(
                     f"the solve of {name!r} fails when it is repeated outside of it ({type(error).__name__}: {error}): "
-                    f"{_HIDDEN}"
+                    f"{HIDDEN}"
                 ) from error
             expected, solve = call.output, call.solves[0]
             if isinstance(expected, tuple):
                 expected, output = expected[-1], output[-1]
             _equal(name, output, expected, solve)
+
+
+def _equal_outputs(name: str, output: Any, call: ModuleCall) -> None:
+    for value, expected in zip(tree_leaves(output), tree_leaves(call.output), strict=True):
+        if isinstance(expected, Tensor) and expected.is_floating_point():
+            _equal(name, value, expected, call.solves[0])
 
 
 def _equal(name: str, output: Tensor, expected: Tensor, solve: SolveCall) -> None:
@@ -458,7 +493,7 @@ def _equal(name: str, output: Tensor, expected: Tensor, solve: SolveCall) -> Non
         how = f"by up to {error:.1e}, with values up to {scale:.1e} (allowed: {allowed:.1e})"
         how = how if same_shape else "in shape"
         raise UnsupportedOperationError(
-            f"the solve of {name!r}, repeated outside of it on the same arguments, differs {how}: {_HIDDEN}"
+            f"the solve of {name!r}, repeated outside of it on the same arguments, differs {how}: {HIDDEN}"
         )
 
 
@@ -472,9 +507,7 @@ def _check_runs(
             torch.manual_seed(0)
             _check_output(call_network(replaced, run.variant.batch), run.output, name, exact)
     for (_, output), call in zip(calls, own, strict=bool(own)):
-        for value, expected in zip(tree_leaves(output), tree_leaves(call.output), strict=True):
-            if isinstance(expected, Tensor) and expected.is_floating_point():
-                _equal(name, value, expected, call.solves[0])
+        _equal_outputs(name, output, call)
 
 
 def _check_output(found: Any, output: Any, name: str, exact: bool) -> None:
