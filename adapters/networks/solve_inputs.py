@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,7 +80,8 @@ def _check_explained(name: str, solves: Sequence[SolveCall], inputs: Sequence[Pl
         start = y if y.ndim > 1 else y[None]
         u = [one.flat(solve.values[one.place], start) for one in inputs]
         try:
-            value = function(t, start, torch.cat(u, 1) if u else start)
+            same_function = replace(solve, func=solves[0].func)
+            value = function(t, start, torch.cat(u, 1)) if u else _value(same_function, ())
             error = float((value.reshape(expected.shape) - expected).abs().max())
         except Exception as problem:  # of whatever kind, in a function that is called outside of its module
             raise UnsupportedOperationError(

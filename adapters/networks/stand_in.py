@@ -85,26 +85,41 @@ def with_ode_layer(
     target = dict(scratch.named_modules(remove_duplicate=False))[name]
     first_name = next(key for key, one in scratch.named_modules() if one is target)  # a shared module has several
     with evaluation(scratch):
-        runs = run_variants(scratch, chosen, None if input_attribute is None else (first_name, input_attribute))
+        attribute = None if input_attribute is None else (first_name, input_attribute)
+        runs = run_variants(scratch, chosen, attribute)
         if not any(call.module is target for run in runs for call in run.calls):
             _refuse_other_module(network, name, module, runs)
-        refused: UnsupportedOperationError | None = None
-        of_data = [run for run in runs if run.variant.argument is None]
-        for seen in (runs, of_data)[: 1 if len(of_data) == len(runs) else 2]:
-            own = [call for run in seen for call in run.calls if call.module is target]
-            for call in own:
-                _check(name, call)
-            for make in (_with_block, _with_own_forward):
-                try:
-                    found = make(network, name, own, seen, input_attribute)
-                except UnsupportedOperationError as error:
-                    last = error
-                else:
-                    _warn_of_frozen(*found, network, runs if seen is of_data else [])
-                    return found
-            refused = refused or last
-    assert refused is not None
-    raise refused
+        try:
+            return _replaced(network, name, target, runs, input_attribute)
+        except UnsupportedOperationError:
+            of_data = [run.variant for run in runs if run.variant.argument is None]
+            if len(of_data) == len(runs):
+                raise
+            # an argument that varies here alone may decide something that has no place: then it is frozen, or refused
+            frozen = []
+            for run in runs:
+                if run.variant.argument is not None:
+                    again = run_variants(scratch, [*of_data, run.variant], attribute)
+                    try:
+                        _replaced(network, name, target, again, input_attribute)
+                    except UnsupportedOperationError:
+                        frozen.append(run.variant.argument)
+            found = _replaced(network, name, target, run_variants(scratch, of_data, attribute), input_attribute)
+        _warn_of_frozen(network, name, frozen)
+        return found
+
+
+def _replaced(
+    network: nn.Module, name: str, target: nn.Module, runs: Sequence[Run], input_attribute: str | None
+) -> tuple[nn.Module, str]:
+    """Return the network with what does the same as its module in some runs, and the name of its ODELayer."""
+    own = [call for run in runs for call in run.calls if call.module is target]
+    for call in own:
+        _check(name, call)
+    try:
+        return _with_block(network, name, own, runs, input_attribute)
+    except UnsupportedOperationError:
+        return _with_own_forward(network, name, own, runs)
 
 
 def _with_block(
@@ -127,7 +142,7 @@ def _with_block(
 
 
 def _with_own_forward(
-    network: nn.Module, name: str, own: Sequence[ModuleCall], runs: Sequence[Run], input_attribute: str | None
+    network: nn.Module, name: str, own: Sequence[ModuleCall], runs: Sequence[Run]
 ) -> tuple[nn.Module, str]:
     """Return the network with an ODELayer inside of the module, which answers the solves of its forward."""
     layer, form = own_forward(name, own)
@@ -525,24 +540,13 @@ def _check_output(found: Any, output: Any, name: str, exact: bool) -> None:
                 )
 
 
-def _warn_of_frozen(replaced: nn.Module, name: str, network: nn.Module, runs: Sequence[Run]) -> None:
-    """Warn of arguments of the network that decide about the ODE, vary nowhere in the data, and stay as they are."""
-    frozen = []
-    for run in runs:
-        if run.variant.argument is not None:
-            try:
-                _check_runs(copied(replaced), [run], "", True)
-            except InputError:  # a value that the stand-in refuses, by name
-                continue
-            except Exception:
-                frozen.append(run.variant.argument)
-    if frozen:
-        names = list(inspect.signature(network.forward).parameters)
-        shown = ", ".join(repr(names[i]) if i < len(names) else f"number {i}" for i in frozen)
-        warnings.warn(
-            f"the network's argument {shown} decides about the ODE that {name!r} solves, but does not vary on the "
-            "calibration data: it is frozen at its value there, and others give wrong outputs; calibrate with data in "
-            "which it varies",
-            FrozenArgumentWarning,
-            stacklevel=4,
-        )
+def _warn_of_frozen(network: nn.Module, name: str, positions: Sequence[int]) -> None:
+    names = list(inspect.signature(network.forward).parameters)
+    shown = ", ".join(repr(names[i]) if i < len(names) else f"number {i}" for i in positions)
+    warnings.warn(
+        f"the network's argument {shown} decides about the ODE that {name!r} solves, in a way that cannot be passed "
+        "on, but does not vary on the calibration data: it is frozen at its value there, and others give wrong "
+        f"outputs. If it is to vary: {ADVICE}",
+        FrozenArgumentWarning,
+        stacklevel=4,
+    )
