@@ -44,9 +44,12 @@ def with_ode_layer(
 ) -> tuple[nn.Module, str]:
     """Return a network whose module of a name is an ODELayer, or has one inside, and the name of that layer.
 
-    Law: the network returned gives what `network` gives, to rounding, on the first batch and on a part of it;
-    torchdyn's adaptive solvers are reproduced to ten times their tolerances. A network that has an ODELayer there is
-    returned as it is; any other one is unchanged.
+    Law: the network returned gives what `network` gives, to rounding, on some batches of the data, on parts, and with
+    each argument varied alone; torchdyn's adaptive solvers are reproduced to ten times their tolerances. A network that
+    has an ODELayer there is returned as it is; any other one is unchanged.
+
+    Where the module is told by its arguments and its states, an ODELayer, or a block around it, takes its place. Else
+    the module goes on to run its own forward, in which the layer answers the solves.
 
     Parameters
     ----------
@@ -54,10 +57,10 @@ def with_ode_layer(
         The network, and the name of one of its modules: an ODELayer, or a module that calls torchdiffeq or is
         torchdyn's NeuralODE.
     batches
-        Batches of arguments of the network, of which the first is used.
+        Batches of arguments of the network, of which a few are used.
     input_attribute
-        Path from the module to the attribute that holds the input of its ODE function, a Tensor (batch, p) or a
-        callable of t.
+        Path from the module to the attribute that holds the input of its ODE function, a Tensor (batch, …) or a
+        callable of t. Tensors are found without it, wherever the function reads them.
 
     Returns
     -------
@@ -119,6 +122,8 @@ def _replaced(
     try:
         return _with_block(network, name, own, runs, input_attribute)
     except UnsupportedOperationError:
+        if torchdyn_layers.is_neural_ode(target):
+            raise
         return _with_own_forward(network, name, own, runs)
 
 
@@ -251,6 +256,8 @@ def stand_in(name: str, calls: Sequence[ModuleCall]) -> nn.Module:
     try:
         return solved_block(name, calls)
     except UnsupportedOperationError:
+        if torchdyn_layers.is_neural_ode(calls[0].module):
+            raise
         for call in calls:
             _check(name, call)
         layer, form = own_forward(name, calls)
@@ -390,11 +397,6 @@ def own_forward(name: str, calls: Sequence[ModuleCall]) -> tuple[ODELayer, Solve
     """
     module, solves = calls[0].module, [solve for call in calls for solve in call.solves]
     where, solve = _where(name), solves[0]
-    if any(torchdyn_layers.is_neural_ode(call.module) for call in calls):
-        raise UnsupportedOperationError(
-            f"expected a NeuralODE of torchdyn whose vector field reads the time and the state alone, got {name!r}: "
-            f"{HIDDEN}"
-        )
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedOperationError(
             f"expected a module of Python in whose forward the ODE is solved, got a scripted one as {name!r}: reduce "
