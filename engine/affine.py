@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -82,6 +82,17 @@ class AffineMap:
         shift = np.zeros(rows) if shift is None else np.asarray(shift, dtype=np.float64)
         sizes = tuple(block.shape[1] for block in blocks.values())
         return cls(tuple(blocks), sizes, _hstack(list(blocks.values()), rows), shift)
+
+    @classmethod
+    def stacked(cls, maps: Sequence[AffineMap]) -> AffineMap:
+        """Stack the rows of maps of few rows: the values of the first, then those of the second, …."""
+        blocks = [affine.blocks() for affine in maps]
+        widths = {s: n for affine in maps for s, n in zip(affine.sources, affine.sizes, strict=True)}
+        rows = {
+            s: np.concatenate([dense(own.get(s, np.zeros((m.size, n)))) for m, own in zip(maps, blocks, strict=True)])
+            for s, n in widths.items()
+        }
+        return cls.from_blocks(rows, np.concatenate([affine.shift for affine in maps]))
 
     @property
     def size(self) -> int:

@@ -89,5 +89,13 @@ class FrozenArgumentWarning(UserWarning):
     """An argument of a network decides about an ODE, and is frozen at its value on the calibration data."""
 
 
+class NotCompiledWarning(UserWarning):
+    """A network is compiled by `torch.compile`; its original is used, and the result is not compiled."""
+
+
+class NothingLearntWarning(UserWarning):
+    """Distillation found nothing better: the network came back as it was."""
+
+
 class OutsideCalibrationWarning(UserWarning):
-    """A state is farther from the reduced space than those of the calibration data."""
+    """A state is farther from the reduced space than those of the calibration data, or not finite."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from torchmor.engine.text_table import text_table
@@ -87,12 +88,40 @@ class Trial:
         Multiply–adds and bytes of a forward pass of the layer, for each sample, in multiply–adds.
     loss
         In the metric of the search, on validation data.
+
+    Cost and loss are infinite where there was no solution.
     """
 
     sizes: str
     solver: str
     cost: float
     loss: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the trial as plain data, null for infinity: JSON has none."""
+        return {key: None if value == math.inf else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Trial:
+        """Return the trial of `to_json`."""
+        return cls(**{key: math.inf if value is None else value for key, value in data.items()})
+
+
+@dataclass(frozen=True)
+class EqualSteps:
+    """Equal steps that were tried in the place of an adaptive solver, on held-out calibration data.
+
+    Parameters
+    ----------
+    method, count
+        The method, and how many steps over the layer's whole time.
+    error
+        Relative difference of the layer's output to that of its own solver.
+    """
+
+    method: str
+    count: int
+    error: float
 
 
 @dataclass(frozen=True)
@@ -123,6 +152,12 @@ class Explanation:
         What the search for sizes tried, the full network first; empty for given sizes.
     chosen
         The entry of the curve that was taken.
+    steps
+        The cheapest equal steps known to do what the adaptive solver does, within its tolerances; None if none are.
+    since
+        What changed the layer after the reduction, in words; of it only what was measured again stands here.
+    fingerprint
+        Checksum of the parameters that all this was measured with; "" in files that have none.
     """
 
     parts: tuple[Part, ...]
@@ -136,10 +171,35 @@ class Explanation:
     metric: str = "relative"
     curve: tuple[Trial, ...] = ()
     chosen: Trial | None = None
+    steps: EqualSteps | None = None
+    since: str = ""
+    fingerprint: str = ""
+
+    def as_of(self, fingerprint: str, solver: str) -> Explanation:
+        """Return the explanation of the layer with these parameters and this solver; what is not known of it is gone.
+
+        Law: it is the explanation itself if they are those it was measured with.
+        """
+        trained = self.fingerprint not in ("", fingerprint)
+        if not trained and solver == self.solver:
+            return self
+        changes = ["its parameters were changed"] if trained else []
+        changes += [] if solver == self.solver else [f"its solver was {self.solver}"]
+        since = "; ".join([*([self.since] if self.since else []), f"{' and '.join(changes)}: not measured since"])
+        now = replace(self, errors={}, steps=None, since=since, fingerprint=fingerprint, solver=solver)
+        return now.without_fits() if trained else now
+
+    def without_fits(self) -> Explanation:
+        """Return the explanation without what is true of the parameters that the reduction found only."""
+        gone: dict[str, Any] = {"error": None, "dropped_energy": None, "constant": None, "condition": None}
+        return replace(self, parts=tuple(replace(part, **gone) for part in self.parts))
 
     def to_json(self) -> dict[str, Any]:
         """Return the explanation as plain data."""
-        return asdict(self)
+        return asdict(self) | {
+            "curve": [trial.to_json() for trial in self.curve],
+            "chosen": self.chosen.to_json() if self.chosen else None,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Explanation:
@@ -147,10 +207,12 @@ class Explanation:
         read = {
             "parts": tuple(map(Part.from_json, data["parts"])),
             "operations": tuple(data["operations"]),
-            "curve": tuple(Trial(**trial) for trial in data.get("curve", ())),
-            "chosen": Trial(**data["chosen"]) if data.get("chosen") else None,
+            "curve": tuple(map(Trial.from_json, data.get("curve", ()))),
+            "chosen": Trial.from_json(data["chosen"]) if data.get("chosen") else None,
+            "steps": EqualSteps(**data["steps"]) if data.get("steps") else None,
         }
-        return cls(**{**data, **read})
+        known = {field.name for field in fields(cls)}  # a later version may tell more
+        return cls(**{key: value for key, value in {**data, **read}.items() if key in known})
 
     @property
     def frontier(self) -> list[Trial]:
@@ -186,7 +248,8 @@ class Explanation:
         return "\n".join(
             [
                 "Reduced ODE layer: " + ", ".join(f"{key} {value}" for key, value in self.method.items()),
-                f"solver: {self.solver}",
+                f"solver: {self.solver}" + (f"; {self._steps_words()}" if self.steps else ""),
+                *([f"since the reduction: {self.since}"] if self.since else []),
                 f"calibration: {self.snapshots:,} snapshots of {self.samples:,} samples, "
                 f"{self.evaluations:,} evaluations of the ODE function in a forward pass",
                 "",
@@ -198,6 +261,13 @@ class Explanation:
                 *self._legend(),
                 *self._curve_lines(),
             ]
+        )
+
+    def _steps_words(self) -> str:
+        assert self.steps is not None
+        return (
+            f"{self.steps.count} equal steps of {self.steps.method} do the same within its tolerances (relative "
+            f"difference {_short(self.steps.error)})"
         )
 
     def _legend(self) -> list[str]:
@@ -226,7 +296,8 @@ class Explanation:
             rows.append((f"{trial.sizes}, {trial.solver}", gain, f"{_short(trial.loss):>8}{mark}"))
         return [
             "",
-            f"search: {len(self.curve)} networks tried on validation data; those that no other beats:",
+            f"search: {len(self.curve)} networks tried on validation data{', before that' if self.since else ''}; "
+            "those that no other beats:",
             *text_table(rows, right=[1]),
         ]
 

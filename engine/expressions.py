@@ -7,10 +7,13 @@ Pure Python. What a primitive computes is said by a table, ``name -> callable(*o
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from math import isfinite
+from reprlib import repr as short
 from typing import Any
 
-from torchmor.engine.errors import FileFormatError
+from torchmor.engine.errors import FileFormatError, UnsupportedOperationError
 
 Operand = str | float
 Parameter = float | str | bool
@@ -41,6 +44,12 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     "clamp": ("min", "max"),
 }
 
+#: Instructions, and arguments, that an expression has at most.
+MOST_INSTRUCTIONS = 2048
+
+#: A part of a formula that is longer gets a name of its own; a text that is longer is cut in the middle.
+LONGEST_PART, LONGEST_TEXT = 100, 500
+
 _SLOT = re.compile(r"%(0|[1-9][0-9]{0,8})")
 _INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2), "div": ("/", 2)}
 _NEG, _POW, _ATOM = 3, 4, 5  # how tightly the rest of Python's syntax binds
@@ -64,6 +73,17 @@ class Instruction:
     operands: tuple[Operand, ...]
     parameters: tuple[tuple[str, Parameter], ...] = ()
 
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        """What tells it from all others: numbers by their repr, as 0.0 == -0.0 and NaN != NaN."""
+        return self.function, tuple(map(repr, self.operands)), tuple(map(repr, self.parameters))
+
+    @cached_property
+    def last_slot(self) -> int:
+        """The last slot that it reads; ValueError where it is none of `PRIMITIVES` and `PARAMETERS`."""
+        _check(self)
+        return max(int(o[1:]) for o in self.operands if isinstance(o, str))
+
 
 @dataclass(frozen=True)
 class Expression:
@@ -71,11 +91,14 @@ class Expression:
 
     Slots 0 to arity - 1 are the arguments, each instruction fills the next slot, and the last slot is the
     result: ``Expression(1, ())`` is the identity, ``Expression(1, (Instruction("silu", ("%0",)),))`` is SiLU.
+    What occurs in several places is one slot, and nothing here takes longer than there are instructions.
 
     Raises
     ------
     ValueError
         A primitive is unknown, or has other operands or parameters than `PRIMITIVES` and `PARAMETERS` say.
+    UnsupportedOperationError
+        There are more than `MOST_INSTRUCTIONS` instructions or arguments.
     """
 
     arity: int
@@ -84,8 +107,23 @@ class Expression:
     def __post_init__(self) -> None:
         if self.arity < 1:
             raise ValueError(f"expected an expression of at least one argument, got arity {self.arity}")
+        if max(self.arity, len(self.instructions)) > MOST_INSTRUCTIONS:
+            raise UnsupportedOperationError(
+                f"expected a componentwise function of at most {MOST_INSTRUCTIONS} operations and arguments, got "
+                f"{len(self.instructions)} operations of {self.arity}: write it with fewer operations, for example a "
+                "series as a polynomial, or a loop with fewer turns"
+            )
         for slot, instruction in enumerate(self.instructions, start=self.arity):
-            _check(instruction, slot)
+            if instruction.last_slot >= slot:
+                raise ValueError(
+                    f"expected an operand of {instruction.function} in %0 … %{slot - 1}, got '%{instruction.last_slot}'"
+                )
+
+    @property
+    def _is_lean(self) -> bool:
+        """Whether no instruction is there twice, or for nothing, as in all that `substitute` returns."""
+        keys = {instruction.key for instruction in self.instructions if instruction.function != "identity"}
+        return len(keys) == len(self.instructions)
 
     @classmethod
     def of(cls, function: str, /, **parameters: Parameter | None) -> "Expression":
@@ -109,11 +147,15 @@ class Expression:
 
     def evaluate(self, table: Mapping[str, Callable[..., Any]], arguments: Sequence[Any]) -> Any:
         """Value at arrays or tensors that broadcast against each other; constants stay Python floats."""
+        return self.slots(table, arguments)[-1]
+
+    def slots(self, table: Mapping[str, Callable[..., Any]], arguments: Sequence[Any]) -> list[Any]:
+        """Values of all slots, as `evaluate` computes them."""
         slots = list(arguments)
         for instruction in self.instructions:
             operands = [slots[int(o[1:])] if isinstance(o, str) else o for o in instruction.operands]
             slots.append(table[instruction.function](*operands, **dict(instruction.parameters)))
-        return slots[-1]
+        return slots
 
     def substitute(self, operands: Sequence["Expression | float"]) -> "Expression":
         """Composition φ(e_0(a), …, e_{arity-1}(a)), each instruction that occurs in several places once.
@@ -137,35 +179,39 @@ class Expression:
                 f"of arities {sorted(arities)}"
             )
         (arity,) = arities
-        program: list[Instruction] = []
-        filled: dict[str, str] = {}  # by repr, as 0.0 == -0.0 and NaN != NaN
+        arguments = [f"%{i}" for i in range(arity)]
+        first = next(e for e in operands if isinstance(e, Expression))
+        program = list(first.instructions) if first._is_lean else []
+        filled = {instruction.key: f"%{slot}" for slot, instruction in enumerate(program, start=arity)}
 
-        def append(expression: Expression, arguments: Sequence[Operand]) -> Operand:
-            slots = list(arguments)
-            for instruction in expression.instructions:
-                inputs = tuple(slots[int(o[1:])] if isinstance(o, str) else o for o in instruction.operands)
+        def append(expression: Expression, inputs: Sequence[Operand]) -> Operand:
+            slots, left = list(inputs), expression.instructions
+            if slots == arguments:  # what is there already is taken as it is
+                same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(program, left, strict=False)))
+                slots, left = [*slots, *(f"%{arity + i}" for i in range(same))], left[same:]
+            for instruction in left:
+                values = tuple(slots[int(o[1:])] if isinstance(o, str) else o for o in instruction.operands)
                 if instruction.function == "identity":
-                    slots.append(inputs[0])
+                    slots.append(values[0])
                     continue
-                instruction = Instruction(instruction.function, inputs, instruction.parameters)
-                key = repr(instruction)
-                if key not in filled:
-                    filled[key] = f"%{arity + len(program)}"
+                if values != instruction.operands:
+                    instruction = Instruction(instruction.function, values, instruction.parameters)
+                if instruction.key not in filled:
+                    filled[instruction.key] = f"%{arity + len(program)}"
                     program.append(instruction)
-                slots.append(filled[key])
+                slots.append(filled[instruction.key])
             return slots[-1]
 
-        arguments = [f"%{i}" for i in range(arity)]
-        result = append(
-            self,
-            [append(e, arguments) if isinstance(e, Expression) else float(e) for e in operands],
-        )
+        found = [append(e, arguments) if isinstance(e, Expression) else float(e) for e in operands]
+        result = append(self, found)
         if result != f"%{arity + len(program) - 1}":
             program.append(Instruction("identity", (result,)))
         return Expression(arity, tuple(program))
 
     def with_arguments(self, mapping: Sequence[int], arity: int) -> "Expression":
         """The same function in a longer argument list: argument i becomes argument ``mapping[i]``."""
+        if arity == self.arity and list(mapping) == list(range(arity)):
+            return self
         return self.substitute([Expression.argument(i, arity) for i in mapping])
 
     def to_json(self) -> dict[str, Any]:
@@ -189,7 +235,7 @@ class Expression:
         Raises
         ------
         FileFormatError
-            The data is no expression, or one of other primitives than `PRIMITIVES`.
+            The data is no expression, one of other primitives than `PRIMITIVES`, or of more than `MOST_INSTRUCTIONS`.
         """
         try:
             arity, instructions = _unpack(data, int, "arity", "instructions")
@@ -204,19 +250,71 @@ class Expression:
                     )
                 )
             return cls(arity, tuple(program))
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, UnsupportedOperationError) as error:
             raise FileFormatError(
                 f"the file holds a damaged or unknown expression: {error}; save it again, with a version of "
                 f"torchmor not newer than this one"
             ) from error
 
-    def text(self, names: Sequence[str]) -> str:
-        """As a formula in the given names of the arguments, in Python's syntax: ``"a * sigmoid(b)"``."""
+    def text(self, names: Sequence[str], result: str | None = None) -> str:
+        """As a formula in the given names of the arguments, in Python's syntax: ``"a * sigmoid(b)"``.
+
+        Parts that occur several times get names: ``"p1 = a * b; p1 * sigmoid(p1)"``. Long texts are cut in the middle.
+
+        Parameters
+        ----------
+        names
+            Of the arguments.
+        result
+            Name of the value, for an assignment: ``"g = a * sigmoid(b)"``.
+        """
+        part = "p"
+        while any(name.startswith(part) for name in names):
+            part += "_"
+        parts, formula = self._formulas(names, part)
+        text = "; ".join([*parts, formula if result is None else f"{result} = {formula}"])
+        half = LONGEST_TEXT // 2
+        return text if len(text) <= LONGEST_TEXT else f"{text[:half]} … {text[-half:]}"
+
+    def statements(self, names: Sequence[str], result: str, part: str) -> list[str]:
+        """As a program of assignments, the last one to the result, in Python's syntax.
+
+        Law: executed, it assigns the value to `result`. The statements are as many as there are instructions at most,
+        and each is short.
+
+        Parameters
+        ----------
+        names
+            Of the arguments.
+        result
+            Name of the value.
+        part
+            Parts that occur several times, or are long, are named ``part1``, ``part2``, ….
+        """
+        parts, formula = self._formulas(names, part)
+        return [*parts, f"{result} = {formula}"]
+
+    def _formulas(self, names: Sequence[str], part: str) -> tuple[list[str], str]:
+        """Return the assignments to named parts, and the formula of the value."""
+        uses = [0] * (self.arity + len(self.instructions) - 1) + [1]
+        for slot, instruction in reversed(list(enumerate(self.instructions, start=self.arity))):
+            for operand in instruction.operands if uses[slot] else ():
+                if isinstance(operand, str):
+                    uses[int(operand[1:])] += 1
+        parts: list[str] = []
         slots = [(name, _ATOM) for name in names]
-        for instruction in self.instructions:
+        for slot, instruction in enumerate(self.instructions, start=self.arity):
+            if not uses[slot]:  # nothing reads it
+                slots.append(("", _ATOM))
+                continue
             operands = [slots[int(o[1:])] if isinstance(o, str) else _number(o) for o in instruction.operands]
-            slots.append(_formula(instruction, operands))
-        return slots[-1][0]
+            formula = _formula(instruction, operands)
+            shared = uses[slot] > 1 and not formula[0].isidentifier()
+            if slot < len(uses) - 1 and (shared or len(formula[0]) > LONGEST_PART):
+                parts.append(f"{part}{len(parts) + 1} = {formula[0]}")
+                formula = f"{part}{len(parts)}", _ATOM
+            slots.append(formula)
+        return parts, slots[-1][0]
 
 
 def apply_primitive(
@@ -234,23 +332,25 @@ def apply_primitive(
     return Expression.of(function, **(parameters or {})).substitute(operands)
 
 
-def _check(instruction: Instruction, slot: int) -> None:
-    """Raise ValueError unless the instruction can fill the slot."""
+def _check(instruction: Instruction) -> None:
+    """Raise ValueError unless the instruction can fill a slot."""
     function, operands = instruction.function, instruction.operands
     if function not in PRIMITIVES:
-        raise ValueError(f"expected a primitive, got {function!r}; known are {', '.join(PRIMITIVES)}")
+        raise ValueError(f"expected a primitive, got {short(function)}; known are {', '.join(PRIMITIVES)}")
     if len(operands) != PRIMITIVES[function] or not any(isinstance(o, str) for o in operands):
-        raise ValueError(f"expected {PRIMITIVES[function]} operands of {function}, not all constant, got {operands}")
+        raise ValueError(
+            f"expected {PRIMITIVES[function]} operands of {function}, not all constant, got {short(operands)}"
+        )
     for operand in operands:
-        if isinstance(operand, str) and not (_SLOT.fullmatch(operand) and int(operand[1:]) < slot):
-            raise ValueError(f"expected an operand of {function} in %0 … %{slot - 1}, got {operand!r}")
+        if isinstance(operand, str) and not _SLOT.fullmatch(operand):
+            raise ValueError(f"expected an operand of {function} like '%0', got {short(operand)}")
     if function == "clamp" and not instruction.parameters:
         raise ValueError("expected min or max of clamp, got neither")
     for name, value in instruction.parameters:
         if name not in PARAMETERS.get(function, ()):
-            raise ValueError(f"expected a parameter of {function}: {PARAMETERS.get(function, ())}, got {name!r}")
+            raise ValueError(f"expected a parameter of {function}: {PARAMETERS.get(function, ())}, got {short(name)}")
         if value not in ("none", "tanh") if name == "approximate" else not isinstance(value, float):
-            raise ValueError(f"expected a value of {function}'s parameter {name}, got {value!r}")
+            raise ValueError(f"expected a value of {function}'s parameter {name}, got {short(value)}")
 
 
 def _sorted(
@@ -273,20 +373,20 @@ def _from_json(value: Any) -> Operand:
     if value in ("inf", "-inf", "nan"):
         return float(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TypeError(f"expected a number or a string, got {value!r}")
+        raise TypeError(f"expected a number or a string, got {short(value)}")
     return value if isinstance(value, str) else float(value)
 
 
 def _typed(value: Any, kind: type) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"expected {kind.__name__}, got {value!r}")
+        raise TypeError(f"expected {kind.__name__}, got {short(value)}")
     return value
 
 
 def _unpack(data: Any, first: type, *keys: str) -> tuple[Any, ...]:
     """The values of a dict of exactly these keys, the first of the given type."""
     if set(_typed(data, dict)) != set(keys):
-        raise ValueError(f"expected the keys {keys}, got {tuple(data)}")
+        raise ValueError(f"expected the keys {keys}, got {short(tuple(data))}")
     return (_typed(data[keys[0]], first), *(data[key] for key in keys[1:]))
 
 

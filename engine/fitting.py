@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from torchmor.engine import functions
 from torchmor.engine.affine import AffineMap, Lift
-from torchmor.engine.normalisation import fitted_argument, sources_read
+from torchmor.engine.held_out import held_out_columns
+from torchmor.engine.normalisation import absorbing_form, fitted_argument, sources_read
 from torchmor.engine.quadratics import factors
-from torchmor.engine.regression import Regression, fitted_columns, regress, regress_nonnegative
+from torchmor.engine.regression import regress, regress_nonnegative
 from torchmor.engine.stages import Stage, StageChain
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """Where an ODE function is known, for fits: columns of states, inputs and times, neighbours of one sample.
+    """Where an ODE function is known, for fits: columns of states, inputs and times.
 
     Parameters
     ----------
@@ -25,12 +27,20 @@ class Training:
         States (n, k), inputs (p, k) or None, times (k,).
     values
         Name of a stage → its values (size, k); "output" → f.
+    samples
+        Index (k,) of the sample of each column; None where each is a sample of its own.
     """
 
     y: np.ndarray
     u: np.ndarray | None
     t: np.ndarray
     values: Mapping[str, np.ndarray]
+    samples: np.ndarray | None = None
+
+    @cached_property
+    def held_out(self) -> np.ndarray:
+        """The columns (k,) that choose ridge weights and measure errors: those of a fifth of the samples."""
+        return held_out_columns(np.arange(self.y.shape[1]) if self.samples is None else self.samples)
 
     @property
     def sources(self) -> dict[str, np.ndarray]:
@@ -49,7 +59,7 @@ class FittedChain:
         The fitted chain.
     errors
         Name of a fitted stage's argument, or "output" → relative error, without its mean, on the columns that were
-        held out of its fit; those of ridge regressions are absent where the ridge was given.
+        held out of its fit; absent where none were, or the ridge was given. All rows of an argument count alike.
     """
 
     chain: StageChain
@@ -120,7 +130,7 @@ class _Fit:
         self.chain, self.test, self.points, self.ridge = chain, test, points, ridge
         self.absorbed = frozenset(absorbed)
         self.lifts = {} if trial is None else {"y": Lift(trial, offset)}
-        self.columns = training.y.shape[1]
+        self.columns, self.held_out = training.y.shape[1], training.held_out
         self.true = training.sources
         self.reduced: dict[str, np.ndarray] = {name: self.true[name] for name in ("y", "u", "t") if name in self.true}
         if test is not None:
@@ -134,11 +144,26 @@ class _Fit:
         if self.absorbed.isdisjoint(stage.argument.sources):
             stage = replace(stage, argument=self._beside_the_exact_part(stage.name, stage.argument))
         else:
-            expression, values = fitted_argument(stage, self.true)
-            stage = Stage(stage.name, expression, self._as_a_whole(stage.name, stage.argument, values))
+            stage = self._without_absorbed(stage)
         g = functions.evaluate(stage.expression, stage.split(stage.argument.apply(self.reduced)))
         self.reduced[stage.name] = np.broadcast_to(g, (stage.size, self.columns))
         return stage
+
+    def _without_absorbed(self, stage: Stage) -> Stage:
+        """Return a stage that reads absorbed ones as a function of the others: its quotients are fitted as a whole."""
+        name, form = stage.name, absorbing_form(self.chain, stage, self.absorbed)
+        expression, values = fitted_argument(stage, form, self.true)
+        if form is None:
+            return Stage(name, expression, self._as_a_whole(name, stage.argument, values))
+        whole = _part(stage, sorted(form.numerators | form.divisors))
+        found = [self._as_a_whole(name, whole, values[: len(form.quotients) * stage.size])]
+        for i in form.others:
+            part = _part(stage, [i])
+            if self.absorbed.isdisjoint(part.sources):
+                found.append(self._beside_the_exact_part(name, part))
+            else:
+                found.append(self._as_a_whole(name, part, part.apply(self.true)))
+        return Stage(name, expression, AffineMap.stacked(found))
 
     def output(self) -> AffineMap:
         """Return the fitted map to the projected f; all stages come before it."""
@@ -157,12 +182,12 @@ class _Fit:
         features = np.concatenate([self.reduced[source] for source in sampled])
         values = np.broadcast_to(affine.apply(self.true), (affine.size, self.columns))
         if _adds_squares(self.chain, affine):
-            found = regress_nonnegative(features, values - affine.shift[:, np.newaxis])
+            target = values - affine.shift[:, np.newaxis]
+            matrix, shift = self._regression(name, features, target, values, nonnegative=True)
         else:
-            found = regress(features, values - exact.apply(self.reduced), self.ridge)
-        self._note(name, found, values)
-        fits = _blocks(found.matrix, {source: len(self.points[source]) for source in sampled})
-        return AffineMap.from_blocks({**exact.blocks(), **fits}, exact.shift + found.shift)
+            matrix, shift = self._regression(name, features, values - exact.apply(self.reduced), values)
+        fits = _blocks(matrix, {source: len(self.points[source]) for source in sampled})
+        return AffineMap.from_blocks({**exact.blocks(), **fits}, exact.shift + shift)
 
     def _as_a_whole(self, name: str, affine: AffineMap, values: np.ndarray) -> AffineMap:
         """Return the map of what a map with absorbed sources depends on that comes nearest to values (rows, k)."""
@@ -170,22 +195,46 @@ class _Fit:
             source: np.broadcast_to(self.reduced[source], (len(self.reduced[source]), self.columns))
             for source in sources_read(self.chain, affine, self.absorbed)
         }
-        units = {source: float(feature.std()) or 1.0 for source, feature in features.items()}  # one ridge for all
-        scaled = np.concatenate([feature / units[source] for source, feature in features.items()])
-        found = regress(scaled, values, self.ridge)
-        self._note(name, found, values)
-        blocks = _blocks(found.matrix, {source: len(feature) for source, feature in features.items()})
-        return AffineMap.from_blocks({source: block / units[source] for source, block in blocks.items()}, found.shift)
+        matrix, shift = self._regression(name, np.concatenate(list(features.values())), values, values)
+        blocks = _blocks(matrix, {source: len(feature) for source, feature in features.items()})
+        return AffineMap.from_blocks(blocks, shift)
 
-    def _note(self, name: str, found: Regression, values: np.ndarray) -> None:
+    def _regression(
+        self, name: str, features: np.ndarray, target: np.ndarray, values: np.ndarray, nonnegative: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fit a target, and note the error relative to the values of the whole map."""
+        units = np.ones((len(values), 1)) if name == "output" else row_units(values)
+        if nonnegative:
+            found = regress_nonnegative(features, target / units, self.held_out)
+        else:
+            found = regress(features, target / units, self.ridge, self.held_out)
         if found.held_out_error is not None:
-            varied = values[:, fitted_columns(values) :] - values.mean(axis=1, keepdims=True)
-            self.errors[name] = found.held_out_error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
+            varied = (values[:, self.held_out] - values.mean(axis=1, keepdims=True)) / units
+            error = found.held_out_error / max(float(np.linalg.norm(varied)), np.finfo(np.float64).tiny)
+            self.errors[name] = max(error, self.errors.get(name, 0.0))
+        return found.matrix * units, found.shift * units[:, 0]
+
+
+def row_units(values: np.ndarray) -> np.ndarray:
+    """Return what each row of an argument (rows, k) is measured in (rows, 1): its deviation, or what is not rounding.
+
+    Rows are scaled by it to count alike: networks may compute the same with arguments of other sizes.
+    """
+    size = np.sqrt(np.mean(values**2, axis=1, keepdims=True))
+    units: np.ndarray = np.maximum(values.std(axis=1, keepdims=True), 1e-3 * size)
+    return np.where(units > 0, units, 1.0)
 
 
 def _blocks(matrix: np.ndarray, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Return the columns (q, size) of each source."""
     return dict(zip(sizes, np.split(matrix, np.cumsum(list(sizes.values()))[:-1], axis=1), strict=True))
+
+
+def _part(stage: Stage, arguments: Sequence[int]) -> AffineMap:
+    """Return the map to some arguments of a stage, of the sources that they read."""
+    rows = np.concatenate([stage.size * i + np.arange(stage.size) for i in arguments])
+    affine = stage.argument.restrict(rows)
+    return without(affine, [source for source in affine.sources if not len(affine.used(source))])
 
 
 def without(affine: AffineMap, sources: list[str]) -> AffineMap:

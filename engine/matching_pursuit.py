@@ -2,7 +2,9 @@
 
 import numpy as np
 
-#: Matching pursuit works on evenly chosen snapshots, at most this many: every step passes over all of them.
+from torchmor.engine.thinning import thinned
+
+#: Matching pursuit works on at most this many snapshots: every step passes over all of them.
 PURSUIT_SNAPSHOTS = 2000
 
 
@@ -29,7 +31,7 @@ def matching_pursuit(candidates: np.ndarray, target: np.ndarray, count: int) -> 
     ----------
     Tropp, Gilbert, Strauss: Algorithms for simultaneous sparse approximation, Part I, Signal Processing 2006.
     """
-    chosen = np.linspace(0, candidates.shape[1] - 1, min(candidates.shape[1], PURSUIT_SNAPSHOTS)).astype(int)
+    chosen = thinned(candidates.shape[1], PURSUIT_SNAPSHOTS)
     values = candidates[:, chosen]
     rows = values - values.mean(axis=1, keepdims=True)
     products = rows @ (target[:, chosen] - target[:, chosen].mean(axis=1, keepdims=True)).T  # (size, q)

@@ -10,6 +10,7 @@ from pymor.vectorarrays.numpy import NumpyVectorSpace
 from torchmor.engine.bases import PodBasis
 from torchmor.engine.errors import SizeError
 from torchmor.engine.stages import Interpolation
+from torchmor.engine.thinning import thinned
 
 #: Selections that find points for a collateral basis.
 INTERPOLATING = ("deim", "qdeim", "ei_greedy")
@@ -19,7 +20,7 @@ SELECTIONS = (*INTERPOLATING, "omp")
 #: Selections whose first m points and basis vectors are those that they would find for m.
 NESTED = ("deim", "ei_greedy")
 
-#: EI-greedy works on evenly chosen snapshots, at most this many: every step passes over all of them.
+#: EI-greedy works on at most this many snapshots: every step passes over all of them.
 GREEDY_SNAPSHOTS = 1000
 
 
@@ -104,7 +105,7 @@ def interpolate(snapshots: np.ndarray, pod_basis: PodBasis, points: int, selecti
     if points > pod_basis.rank:
         raise SizeError(too_many_points(points, pod_basis.rank))
     if selection == "ei_greedy":
-        chosen = np.linspace(0, snapshots.shape[1] - 1, min(snapshots.shape[1], GREEDY_SNAPSHOTS)).astype(int)
+        chosen = thinned(snapshots.shape[1], GREEDY_SNAPSHOTS)
         dofs, basis, _ = ei_greedy(space.from_numpy(snapshots[:, chosen]), max_interpolation_dofs=points)
     else:
         algorithm = {"deim": deim, "qdeim": qdeim}[selection]

@@ -12,9 +12,11 @@ from pymor.core.logger import log_levels
 
 from torchmor.engine.balancing import BalancedBasis, balance
 from torchmor.engine.bases import SPECTRUM, PodBasis, pod
+from torchmor.engine.domains import bounded
 from torchmor.engine.errors import SizeError
 from torchmor.engine.explanation import Part
 from torchmor.engine.models import OdeLayerModel
+from torchmor.engine.operators import OdeFunctionOperator
 from torchmor.engine.planning import StagePlan, plan_stages
 from torchmor.engine.reductors import FittedReductor, OdeLayerReductor
 from torchmor.engine.sampling import StageSampler
@@ -73,9 +75,12 @@ class SnapshotReductor:
     fom
         Model of :func:`~torchmor.engine.models.ode_layer_model`.
     y, u, t
-        Snapshots: states (n, k), inputs (p, k), times (k,); those of a sample are neighbours.
+        Snapshots: states (n, k), inputs (p, k), times (k,).
     gradients
         Called at most once, for balanced bases: returns gradients (n, l) of the output with respect to states.
+    samples
+        Index (k,) of the sample of each snapshot: whole samples are held out of fits. By default each snapshot is a
+        sample of its own.
 
     References
     ----------
@@ -89,11 +94,12 @@ class SnapshotReductor:
         u: np.ndarray | None = None,
         t: np.ndarray | float = 0.0,
         gradients: Callable[[], np.ndarray] | None = None,
+        samples: np.ndarray | None = None,
     ):
         self.fom, self.y, self.u, self.t = fom, y, u, np.asarray(t, dtype=np.float64)
         self.chain = -fom.operator.chain
         self._gradients = gradients
-        self._sampler = StageSampler(self.chain, y, u, self.t)
+        self._sampler = StageSampler(self.chain, y, u, self.t, samples)
         self._balanced: BalancedBasis | None = None
 
     def reduce(
@@ -218,7 +224,13 @@ class SnapshotReductor:
         )
 
     def _reductor(self, state: _StateBasis | None, plans: Mapping[str, StagePlan], fit: str) -> OdeLayerReductor:
-        space = self.fom.solution_space
+        space, sampler = self.fom.solution_space, self._sampler
+        points = {name: plan.points for name, plan in plans.items() if plan.points is not None}
+        absorbed = [name for name, plan in plans.items() if plan.fate == "absorbed"]
+        chain = bounded(self.chain, sampler.training.sources, points, absorbed)
+        fom = self.fom
+        if chain is not self.chain:
+            fom = fom.with_(operator=OdeFunctionOperator(-chain, name=fom.operator.name))
         trial = test = offset = None
         if state is not None:
             trial = space.from_numpy(state.trial)
@@ -226,10 +238,8 @@ class SnapshotReductor:
             offset = None if state.offset is None else space.from_numpy(state.offset[:, np.newaxis])
         if fit == "interpolation":
             found = {name: plan.interpolation for name, plan in plans.items() if plan.interpolation is not None}
-            return OdeLayerReductor(self.fom, trial, found, test, offset)
-        points = {name: plan.points for name, plan in plans.items() if plan.points is not None}
-        absorbed = [name for name, plan in plans.items() if plan.fate == "absorbed"]
-        return FittedReductor(self.fom, trial, points, self._sampler.training, test, offset, absorbed=absorbed)
+            return OdeLayerReductor(fom, trial, found, test, offset)
+        return FittedReductor(fom, trial, points, sampler.training, test, offset, absorbed=absorbed)
 
     @cached_property
     def _mean(self) -> np.ndarray:

@@ -11,9 +11,9 @@ import numpy as np
 from torchmor.engine.affine import AffineMap
 from torchmor.engine.bases import SPECTRUM, PodBasis, pod
 from torchmor.engine.errors import SizeError
-from torchmor.engine.fitting import Training, without
+from torchmor.engine.fitting import Training, row_units, without
 from torchmor.engine.matching_pursuit import matching_pursuit
-from torchmor.engine.normalisation import fitted_argument, sources_read
+from torchmor.engine.normalisation import absorbing_form, fitted_argument, sources_read
 from torchmor.engine.planning import StagePlan
 from torchmor.engine.points import (
     NESTED,
@@ -36,10 +36,19 @@ class StageSampler:
         The chain of f.
     y, u, t
         Snapshots: states (n, k), inputs (p, k), times (k,).
+    samples
+        Index (k,) of the sample of each; None where each is a sample of its own.
     """
 
-    def __init__(self, chain: StageChain, y: np.ndarray, u: np.ndarray | None, t: np.ndarray):
-        self.chain, self.y, self.u, self.t = chain, y, u, t
+    def __init__(
+        self,
+        chain: StageChain,
+        y: np.ndarray,
+        u: np.ndarray | None,
+        t: np.ndarray,
+        samples: np.ndarray | None = None,
+    ):
+        self.chain, self.y, self.u, self.t, self.samples = chain, y, u, t, samples
         self.spectra: dict[str, np.ndarray] = {}
         self._bases: dict[tuple[object, ...], PodBasis] = {}
         self._interpolations: dict[tuple[str, str], CollateralBasis] = {}
@@ -50,7 +59,7 @@ class StageSampler:
         """The snapshots, with the values of all stages and of f there, as of :meth:`StageChain.evaluate`."""
         found = self.chain.evaluate(self.y, self.u, self.t)
         values = {name: np.ascontiguousarray(values) for name, values in found.items()}
-        return Training(self.y, self.u, self.t, values)
+        return Training(self.y, self.u, self.t, values, self.samples)
 
     def snapshots(self, name: str) -> np.ndarray:
         """Return the "state", or the values of a stage (size, k)."""
@@ -131,7 +140,7 @@ class StageSampler:
         """Return what the points of a stage have to explain (q, k): its share of all that reads it.
 
         That is the projected derivative, weighted by how much it matters, and the arguments of later stages at their
-        points, all of the same weight. What reads absorbed stages counts as a whole.
+        points, all of the same weight, whatever they are measured in. What reads absorbed stages counts as a whole.
         """
 
         def own(affine: AffineMap) -> np.ndarray:
@@ -149,8 +158,12 @@ class StageSampler:
                 continue
             part = later.restrict(sampled[later.name]) if later.name in sampled else later
             if absorbed.isdisjoint(part.argument.sources):
-                shares.append(own(part.argument))
+                share, whole = own(part.argument), part.argument.apply(self.training.sources)
             else:
-                shares.append(fitted_argument(part, self.training.sources)[1])
+                form = absorbing_form(self.chain, part, absorbed)
+                share = whole = fitted_argument(part, form, self.training.sources)[1]
+            shares.append(share / row_units(whole))
+        if not shares:
+            return np.zeros((0, self.y.shape[1]))
         centred = [share - share.mean(axis=1, keepdims=True) for share in shares]
         return np.concatenate([share / max(np.linalg.norm(share), np.finfo(float).tiny) for share in centred])

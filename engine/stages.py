@@ -55,6 +55,17 @@ class Stage:
         """Keep the components ``dofs`` of g; any order, repeats allowed."""
         return replace(self, argument=self.argument.restrict(self.rows(dofs)))
 
+    def sources_of_arguments(self) -> list[set[str]]:
+        """Return what each argument reads, as random tangents tell."""
+        rng = np.random.default_rng(0)
+        found: list[set[str]] = [set() for _ in range(self.expression.arity)]
+        for source, size in zip(self.argument.sources, self.argument.sizes, strict=True):
+            moved = self.split(self.argument.derivative({source: rng.normal(size=(size, 1))}))
+            for reads, part in zip(found, moved, strict=True):
+                if np.any(part):
+                    reads.add(source)
+        return found
+
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """Split rows (q · size, k) of the argument map into the q arguments (size, k)."""
         return np.split(values, self.expression.arity)

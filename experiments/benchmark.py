@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchmor.adapters import fold, reduce_network
 from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.adapters.solving.steps import COARSE, solved_by
+from torchmor.adapters.solving.torch_private import forget_compiled
 from torchmor.experiments.data.random_images import random_images
 from torchmor.experiments.measure.floor import Machine, measure_machine, needs
 from torchmor.experiments.measure.progress import progress
@@ -151,7 +152,7 @@ def times(
         none), and the entries of :class:`~torchmor.experiments.measure.timing.Timing`.
     """
     found = []
-    torch._dynamo.reset()  # code is compiled for a number of threads
+    forget_compiled()  # code is compiled for a number of threads
     with threads(machine.threads), torch.no_grad():
         ready = [row.ready(machine.threads) for row in rows]
         words = f"network {rows[0].network}, {threads_in_words(machine.threads)}"

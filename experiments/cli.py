@@ -1,9 +1,11 @@
 """The command line, `torchmor`."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from torchmor.engine.errors import LittleGainWarning, TorchmorError
+from torchmor.experiments.inspect.plain_text import printable
 
 if TYPE_CHECKING:
     from torchmor.experiments.data.labelled import DataSet
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 #: Exit codes: what the user can mend, and Ctrl-C.
 FAILED, INTERRUPTED = 2, 130
+
+#: Seeds are those that every library takes; more threads than this no machine has.
+_MOST_SEED, _MOST_THREADS = 2**32 - 1, 1024
 
 #: Width of printed text in a pipe, where no terminal says one.
 PIPE_WIDTH = 120
@@ -53,6 +59,7 @@ def demo(
     from torchmor.experiments.measure.surroundings import threads as limited_threads
     from torchmor.experiments.studies.demo import run_demo
 
+    _check(seed, threads, out)
     with limited_threads(threads):
         run_demo(out, seed, quick=quick, console=_console())
 
@@ -137,9 +144,9 @@ def functions(
     from torchmor.experiments.data.sequences import load_sequences
     from torchmor.experiments.studies.functions import Setting, run_functions
 
-    if threads < 1:
-        _fail(f"expected at least 1 thread, got --threads {threads}")
-    setting = Setting(out or Path("torchmor-functions"), seed, threads, quick)
+    out = out or Path("torchmor-functions")
+    _check(seed, threads, out, data_dir)
+    setting = Setting(out, seed, threads, quick)
     data = load_images(images, seed, data_dir), load_sequences(sequences, seed, data_dir)
     run_functions(*data, setting, _console())
 
@@ -157,15 +164,32 @@ def _experiment(
 ) -> None:
     from torchmor.experiments.studies.experiment import Scale, in_short, run_experiment
 
-    if seeds < 1 or threads < 1:
-        _fail(f"expected at least 1 of seeds and threads, got --seeds {seeds} --threads {threads}")
     folder = out or Path(f"torchmor-{experiment.name}-{data}")
+    _check(seed, threads, folder, data_dir, seeds)
     command = f"torchmor {experiment.name} --data {data} --seed {seed} --seeds {seeds} --threads {threads}"
     scale, loaded = Scale(range(seed, seed + seeds), timing_threads=threads), load(data, seed, data_dir)
     if quick:
         command += " --quick"
         experiment, scale, loaded = in_short(experiment, scale, loaded)
     run_experiment(experiment, loaded, folder, scale, command=command, console=_console())
+
+
+def _check(seed: int, threads: int, out: Path, data_dir: Path | None = None, seeds: int = 1) -> None:
+    """Refuse what would fail after a while."""
+    for name, value, least, most in (
+        ("threads", threads, 1, _MOST_THREADS),
+        ("seeds", seeds, 1, _MOST_SEED),
+        ("seed", seed, 0, _MOST_SEED - seeds),
+    ):
+        if not least <= value <= most:
+            _fail(f"expected --{name} from {least} to {most}, got {value}")
+    if data_dir is not None and not data_dir.is_dir():
+        _fail(f"expected a folder as --data-dir, got {data_dir}, which is none")
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists() or folder.is_symlink())
+    if not there.is_dir():
+        _fail(f"expected a folder, or a name for a new one, as --out, got {out}: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        _fail(f"expected a folder that may be written as --out, got {out}: say another one")
 
 
 @app.command
@@ -187,6 +211,9 @@ def info(file: Path, /) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with its code: 0, 2 for a wrong command or an error, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # "×" where a terminal knows ASCII only
+            stream.reconfigure(errors="backslashreplace")
     warnings.simplefilter("ignore", LittleGainWarning)  # the comparisons try sizes that do not pay, and show it
     try:
         app(arguments)
@@ -198,9 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TorchmorError as error:
         _fail(str(error))
     except OSError as error:
-        if error.filename is None:
-            raise
-        _fail(f"{error.strerror}: {error.filename}")
+        said = str(error) if error.strerror is None else error.strerror
+        _fail(said if error.filename is None else f"{said}: {os.fsdecode(error.filename)}")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("sklearn", "matplotlib", "threadpoolctl"):
             raise
@@ -208,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int = FAILED) -> None:
-    print(f"torchmor: {' '.join(message.split())}", file=sys.stderr)
+    print(f"torchmor: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 

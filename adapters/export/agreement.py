@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from torchmor.adapters.export.graph import check_example, first_line, resized
+from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import ExportError
 
 #: Largest error of an exported file, relative to the largest magnitude of the output, by its dtype.
@@ -77,7 +77,7 @@ def compare(
     for size in (batch, *others):
         arguments = resized(example, size)
         with torch.no_grad():
-            expected = pytree.tree_leaves(module(*arguments))
+            expected = tree_leaves(module(*arguments))
         try:
             outputs = list(run(arguments))
         except Exception as error:

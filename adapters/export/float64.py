@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from torchmor.adapters.export.graph import quiet, trace
+from torchmor.adapters.solving.torch_private import decompositions
 
 aten = torch.ops.aten
 
@@ -64,7 +65,7 @@ def exact(program: ExportedProgram, example: Sequence[Tensor]) -> ExportedProgra
         return program
     activations = [getattr(aten, name).default for name in _ACTIVATIONS.split()]
     with torch.no_grad(), quiet():
-        program = program.run_decompositions(dict(torch._decomp.get_decompositions(activations)) | _SIMPLER)
+        program = program.run_decompositions(decompositions(activations) | _SIMPLER)
         module = program.module(check_guards=False)
     graph = module.graph
     for node in list(graph.nodes):

@@ -18,6 +18,7 @@ from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.solving.runge_kutta import is_fixed_step
 from torchmor.adapters.solving.solve_settings import OWN_OPTIONS, SolvingLayer
 from torchmor.engine.errors import ExportError, ShapeError
+from torchmor.engine.grids import equal_step_size
 
 
 def exportable(module: nn.Module) -> nn.Module:
@@ -54,20 +55,35 @@ def check_steps(name: str, layer: SolvingLayer) -> None:
         It has an adaptive or implicit method, or an option that only torchdiffeq knows.
     """
     place = f"layer {name!r}" if name else "the layer"
-    step = abs(layer.t[-1] - layer.t[0]) / 2
     if not is_fixed_step(layer.method):
         raise ExportError(
             f"expected ODE layers with a fixed-step method, got {place} with method={layer.method!r}: its steps depend "
-            f"on the state, and a graph would repeat those of the example for all; set layer.method = "
-            f'"midpoint"; layer.options = {{"step_size": {step:g}}}, and see whether that is accurate enough'
+            f"on the state, and a graph would repeat those of the example for all; {_steps_instead(layer)}"
         )
     unknown = [option for option in layer.options if option not in OWN_OPTIONS]
     if unknown:
         raise ExportError(
             f"expected ODE layers with the options {' and '.join(OWN_OPTIONS)} at most, got {place} with "
-            f"{', '.join(map(repr, unknown))}, which needs torchdiffeq, and that cannot be exported: set "
-            f'layer.options = {{"step_size": {step:g}}}'
+            f"{', '.join(map(repr, unknown))}, which needs torchdiffeq, and that cannot be exported: leave it out, or "
+            "say step_size and interp, and compare the outputs"
         )
+
+
+def _steps_instead(layer: SolvingLayer) -> str:
+    """Say which steps were tried in the place of a layer's adaptive solver, or that none are known."""
+    explained = isinstance(layer, ReducedODELayer) and layer.explanation is not None
+    steps = layer.explain().steps if explained else None
+    if steps is None:
+        return (
+            'it is not known how many equal steps do what it does: set layer.method and layer.options["step_size"], '
+            "and compare the outputs with those of now on data like yours"
+        )
+    size = equal_step_size(abs(layer.t[-1] - layer.t[0]), steps.count)
+    return (
+        f'set layer.method = {steps.method!r}; layer.options = {{"step_size": {size!r}}}: {steps.count} equal steps '
+        f"were tried on held-out calibration data, where they do the same within its tolerances (relative difference "
+        f"{steps.error:.2g})"
+    )
 
 
 def check_example(example: Sequence[Tensor]) -> int:

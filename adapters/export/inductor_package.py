@@ -1,16 +1,17 @@
 """Export to AOTInductor packages, ``.pt2``: compiled for this machine."""
 
+import io
 import os
 import shutil
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.graph import announce, exportable, first_line, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
 from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.solving.torch_private import aoti_compile_and_package, aoti_load_package, tree_leaves
 from torchmor.engine.errors import ExportError
 
 
@@ -28,20 +29,22 @@ def export_inductor(
     path = suffixed(path, ".pt2")
     module = exportable(module)
     program = trace(module, example)
+    written = io.BytesIO()  # on a full disk, torch's own writing would end the process
+    try:
+        with torch.no_grad(), quiet():
+            aoti_compile_and_package(
+                program,
+                package_path=written,
+                inductor_configs={"aot_inductor.metadata": {KEY: note(module, program)}},
+            )
+    except Exception as error:
+        compiler = os.environ.get("CXX", "g++")
+        fix = "see the error above" if shutil.which(compiler) else "install a C++ compiler, or set CXX to one"
+        raise ExportError(f"AOTInductor could not compile the module ({first_line(error)}): {fix}") from error
     with atomic_path(path) as temporary:
-        try:
-            with torch.no_grad(), quiet():
-                torch._inductor.aoti_compile_and_package(
-                    program,
-                    package_path=os.fspath(temporary),
-                    inductor_configs={"aot_inductor.metadata": {KEY: note(module, program)}},
-                )
-        except Exception as error:
-            compiler = os.environ.get("CXX", "g++")
-            fix = "see the error above" if shutil.which(compiler) else "install a C++ compiler, or set CXX to one"
-            raise ExportError(f"AOTInductor could not compile the module ({first_line(error)}): {fix}") from error
+        temporary.write_bytes(written.getbuffer())
         with quiet():
-            loaded = torch._inductor.aoti_load_package(os.fspath(temporary))
-        agreement = compare(lambda a: pytree.tree_leaves(loaded(*a)), module, example, "AOTInductor")
+            loaded = aoti_load_package(os.fspath(temporary))
+        agreement = compare(lambda a: tree_leaves(loaded(*a)), module, example, "AOTInductor")
     announce(verbose, path, "AOTInductor package", agreement)
     return agreement

@@ -54,6 +54,8 @@ def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Tenso
         The example has no common batch.
     ValueError
         The path ends otherwise.
+    OSError
+        The file cannot be written.
     """
     path = suffixed(path, ".onnx")
     try:
@@ -66,7 +68,7 @@ def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Tenso
     module = exportable(module)
     program = trace(module, example)
     with atomic_path(path) as temporary:
-        _write(exact(program, example), temporary, note(module, program))
+        temporary.write_bytes(_encoded(exact(program, example), note(module, program)))
         agreement = compare(
             lambda arguments: _run(onnxruntime, temporary, arguments),
             module,
@@ -77,7 +79,7 @@ def export_onnx(module: nn.Module, path: str | os.PathLike[str], *example: Tenso
     return agreement
 
 
-def _write(program: ExportedProgram, path: Path, text: str) -> None:
+def _encoded(program: ExportedProgram, text: str) -> bytes:
     names = program.graph_signature.user_outputs
     try:
         with torch.no_grad(), quiet():
@@ -91,11 +93,12 @@ def _write(program: ExportedProgram, path: Path, text: str) -> None:
             )
             _name_batch(exported.model.graph)
             exported.model.metadata_props[KEY] = text
-            exported.save(path, external_data=False)
+            encoded: bytes = exported.model_proto.SerializeToString()
     except Exception as error:
         raise ExportError(
             f"torch.onnx could not export the module ({first_line(error)}): see the error above"
         ) from error
+    return encoded
 
 
 def _name_batch(graph: Any) -> None:

@@ -1,5 +1,6 @@
 """Exporting the operators of a reduced layer to SciPy, MATLAB, Octave and Julia."""
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def export_operators(layer: ReducedODELayer, path: str | os.PathLike[str]) -> No
     ------
     ValueError
         The path ends otherwise.
+    OSError
+        The file cannot be written.
     """
     path = Path(path)
     if path.suffix not in (".npz", ".mat"):
@@ -39,13 +42,15 @@ def export_operators(layer: ReducedODELayer, path: str | os.PathLike[str]) -> No
     if not isinstance(layer, ReducedODELayer):
         raise TypeError(f"expected a ReducedODELayer, got a {type(layer).__name__}: pass the layer, small.ode")
     entries = operators(layer)
-    with atomic_path(path) as temporary:
-        if path.suffix == ".npz":
-            np.savez(temporary, allow_pickle=False, **entries)
-        else:
-            import scipy.io
+    written = io.BytesIO()
+    if path.suffix == ".npz":
+        np.savez(written, allow_pickle=False, **entries)
+    else:
+        import scipy.io
 
-            scipy.io.savemat(temporary, entries, oned_as="column")
+        scipy.io.savemat(written, entries, oned_as="column")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(written.getbuffer())
 
 
 def operators(layer: ReducedODELayer) -> dict[str, np.ndarray]:
@@ -84,7 +89,7 @@ def _ode_lines(ode: ChainModule, arrays: dict[str, np.ndarray]) -> list[str]:
         names = [f"a{k}"] if expression.arity == 1 else [f"a{k}_{i}" for i in range(1, expression.arity + 1)]
         for name, rows in zip(names, np.split(np.arange(argument.weight.shape[0]), expression.arity), strict=True):
             lines.append(f"{name} = {_affine(arrays, argument, name.replace('a', 'A'), name.replace('a', 'b'), rows)}")
-        lines.append(f"g{k} = {expression.text(names)}")
+        lines += expression.statements(names, f"g{k}", f"g{k}_")
     lines.append(f"dz/dt = {_affine(arrays, ode.output, 'B', 'b')}")
     return lines
 

@@ -1,15 +1,16 @@
 """Export to torch.export programs, ``.pt2``."""
 
+import io
 import os
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.graph import announce, exportable, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
 from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.solving.torch_private import tree_leaves
 
 
 def export_program(
@@ -46,15 +47,20 @@ def export_program(
         The example has no common batch.
     ValueError
         The path ends otherwise.
+    OSError
+        The file cannot be written.
     """
     path = suffixed(path, ".pt2")
     module = exportable(module)
     program = trace(module, example)
     program.example_inputs = None  # data of the user, which would be saved too
+    written = io.BytesIO()  # on a full disk, torch's own writing would end the process
+    with quiet():
+        torch.export.save(program, written, extra_files={KEY: note(module, program)})
+        written.seek(0)
+        loaded = torch.export.load(written).module()
+    agreement = compare(lambda a: tree_leaves(loaded(*a)), module, example, "torch.export")
     with atomic_path(path) as temporary:
-        with quiet():
-            torch.export.save(program, temporary, extra_files={KEY: note(module, program)})
-            loaded = torch.export.load(temporary).module()
-        agreement = compare(lambda a: pytree.tree_leaves(loaded(*a)), module, example, "torch.export")
+        temporary.write_bytes(written.getbuffer())
     announce(verbose, path, "torch.export program", agreement)
     return agreement

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.folding.affine_folds import AffineFolds, Fold
 from torchmor.adapters.folding.explanation import FoldExplanation, describe
 from torchmor.adapters.folding.network_graph import NetworkGraph
 from torchmor.adapters.folding.sampled_encoder import SampledFold, fit_sampled_encoder
 from torchmor.adapters.networks.evaluation import evaluation
+from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import SizeError
 
 #: At most so many samples of the example compare the folded network with the original.

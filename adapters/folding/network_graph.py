@@ -12,11 +12,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from torchmor.adapters.folding.opened_network import open_network
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.cost import Cost, count
+from torchmor.adapters.solving.torch_private import operation_name, tree_leaves, tree_map
 from torchmor.adapters.tracing.operations import SHAPE_ONLY
 from torchmor.engine.errors import CalibrationError
 
@@ -280,12 +280,12 @@ def _solve_of(layer: ReducedODELayer) -> ReducedODELayer:
 
 
 def _reads_shapes_only(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and operation(node) in SHAPE_ONLY
+    return operation_name(node.target) is not None and operation(node) in SHAPE_ONLY
 
 
 def operation(node: fx.Node) -> str:
     """Return the name of a node's operation, for users."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        name = node.target._schema.name.removeprefix("aten::")
-        return "batch_norm" if "batch_norm" in name else name
-    return getattr(node.target, "__name__", str(node.target))
+    name = operation_name(node.target)
+    if name is None:
+        return getattr(node.target, "__name__", str(node.target))
+    return "batch_norm" if "batch_norm" in name else name

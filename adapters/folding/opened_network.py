@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.placing import with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.solving.runge_kutta import is_fixed_step
+from torchmor.adapters.solving.torch_private import tree_leaves, tree_map, tree_unflatten
 from torchmor.engine.errors import ShapeError, TorchmorError, UnknownLayerError, UnsupportedOperationError
 
 

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.folding.affine_folds import AffineFolds, Run
 from torchmor.adapters.folding.network_graph import NetworkGraph
 from torchmor.adapters.layers.arrays import to_array, to_columns
 from torchmor.adapters.layers.chain_module import ChainModule
 from torchmor.adapters.models.conversion import chain_to_module
-from torchmor.adapters.networks.calibration import held_out_mask
 from torchmor.adapters.networks.cost import Cost
+from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.adapters.tracing.classifier import trace_map
 from torchmor.engine.affine import AffineMap, dense
 from torchmor.engine.errors import CalibrationError, NonFiniteError, UnsupportedOperationError
+from torchmor.engine.held_out import held_out_mask
 from torchmor.engine.matching_pursuit import matching_pursuit
 from torchmor.engine.regression import regress
 from torchmor.engine.stages import StageChain

@@ -192,7 +192,7 @@ class ChainModule(nn.Module):
         lines = [f"y({self.state_size})" + (f", u({self.input_size})" if self.input_size else "")]
         for number, expression in enumerate(self.expressions, start=1):
             names = [f"a{i}" for i in range(1, expression.arity + 1)]
-            lines.append(f"g{number} = {expression.text(names)}")
+            lines.append(expression.text(names, f"g{number}"))
         return "\n".join(lines)
 
 

@@ -65,6 +65,8 @@ def _modules(network: Any) -> list[nn.Module]:
             waiting.append(value.__self__)
         elif inspect.isfunction(value):
             waiting += [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
+        elif callable(value) and not isinstance(value, type):
+            waiting += getattr(value, "__dict__", {}).values()
     return list(found.values())
 
 

@@ -7,20 +7,24 @@ rest of its state. Nothing in it is code and nothing is unpickled.
 import hashlib
 import json
 import os
+import stat
 from dataclasses import asdict, fields
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.adapters.layers.chain_module import ChainModule
+from torchmor.adapters.layers.file_schema import MOST_BYTES, fault, too_deep
+from torchmor.adapters.layers.own_forward import PlacedInput, SolveForm, own_form, with_own_forward
 from torchmor.adapters.layers.placing import with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
-from torchmor.adapters.layers.own_forward import PlacedInput, SolveForm, own_form, with_own_forward
 from torchmor.adapters.layers.solved_block import CallForm, SolvedBlock, source_of
+from torchmor.adapters.layers.torch_functions import TORCH_FUNCTIONS
+from torchmor.adapters.layers.typed_data import mismatch
 from torchmor.adapters.solving.solve_settings import SolveSettings
 from torchmor.engine.errors import FileFormatError, UnknownLayerError
 from torchmor.engine.explanation import Explanation
@@ -48,8 +52,10 @@ def save(small_or_layer: nn.Module, path: str | os.PathLike[str]) -> None:
     UnknownLayerError
         There is no reduced layer in the network.
     ValueError
-        A solver option is a function, or the network's state holds something else than tensors; neither can be
-        saved.
+        A solver option is a function, or the network's state holds something else than tensors, or the layer is none
+        that `load` would take; none of them can be saved.
+    OSError
+        The file cannot be written.
     """
     layers = {name: m for name, m in small_or_layer.named_modules() if isinstance(m, ReducedODELayer)}
     if not layers:
@@ -72,16 +78,26 @@ def save(small_or_layer: nn.Module, path: str | os.PathLike[str]) -> None:
         config["blocks"] = {name: _plain(asdict(block.form), f"the form of '{name}'") for name, block in blocks.items()}
     forms = {name: form for name, m in small_or_layer.named_modules() if (form := own_form(m)) is not None}
     if forms:
-        config["own forwards"] = {name: _plain(asdict(form), f"the form of '{name}'") for name, form in forms.items()}
+        config["own_forwards"] = {name: _plain(asdict(form), f"the form of '{name}'") for name, form in forms.items()}
+    words = fault(config, tensors)
+    if words is not None:
+        raise ValueError(f"expected layers that can be loaded again, but {words}: mend the layer before saving it")
     config["sha256"] = _digest(config, tensors)
+    text = json.dumps(config, allow_nan=False)
+    if len(text) > MOST_BYTES:
+        raise ValueError(
+            f"expected a configuration of at most {MOST_BYTES:,} bytes, got {len(text):,}: use fewer times"
+        )
+    data = to_bytes(tensors, {_KEY: text})  # safetensors' own writing has errors of its own
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(config, allow_nan=False)})
+        temporary.write_bytes(data)
 
 
 def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> nn.Module:
     """Load what `save` has written, on the CPU.
 
-    Law: the loaded layer returns the same bits as the saved one.
+    Law: the loaded layer returns the same bits as the saved one. A file that `save` did not write so, whatever it
+    holds, is refused by one of the errors below, or gives a layer that runs.
 
     Parameters
     ----------
@@ -101,6 +117,8 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> nn.M
         The file is damaged, was altered, is no torchmor file, or has a format newer than this version reads.
     UnknownLayerError
         The file holds several layers, which only a network can place; or the network does not fit the file.
+    OSError
+        The file is missing, or may not be read.
     """
     config, tensors = read(path)
     layers: dict[str, nn.Module] = {name: build_layer(entry, name, tensors) for name, entry in config["layers"].items()}
@@ -119,7 +137,7 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> nn.M
     for name, form in config.get("blocks", {}).items():
         layer = layers.pop(f"{name}.layer".removeprefix("."))
         layers[name] = _block(layer, form, name, network)
-    own = {name: _solve_form(entry) for name, entry in config.get("own forwards", {}).items()}
+    own = {name: _solve_form(entry) for name, entry in config.get("own_forwards", {}).items()}
     inside = {f"{name}.{form.layer}".removeprefix("."): name for name, form in own.items()}
     network = with_layers(network, {name: layer for name, layer in layers.items() if name not in inside})
     for layer_name, name in inside.items():
@@ -128,10 +146,10 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> nn.M
             raise UnknownLayerError(f"expected a network with a module {name!r}, in whose forward a layer solves")
         with_own_forward(module, layers[layer_name].train(module.training), own[name])
     network = network.cpu()
-    for key, value in network.state_dict(keep_vars=True).items():
-        if key in tensors:  # loading casts silently to the dtype that is there
-            value.data = value.data.to(tensors[key].dtype)
     try:
+        for key, value in network.state_dict(keep_vars=True).items():
+            if key in tensors:  # loading casts silently to the dtype that is there
+                value.data = value.data.to(tensors[key].dtype)
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise UnknownLayerError(f"the network is not the one that was saved in {os.fspath(path)!r}: {error}") from error
@@ -147,13 +165,18 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         As `load`.
     """
     name = os.fspath(path)
-    with open(name, "rb"):  # a missing file, or one that may not be read, is no matter of format
+    mode = os.stat(name).st_mode  # a missing file, or one that may not be read, is no matter of format
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # pipes would wait
+        raise FileFormatError(f"expected a file, got {name!r}, which is a device or pipe: copy it to a file")
+    with open(name, "rb"):
         pass
     try:
         with safetensors.safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
+            if len(metadata.get(_KEY, "")) > MOST_BYTES:
+                raise ValueError(f"a configuration of more than {MOST_BYTES:,} bytes")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # safetensors and torch raise many kinds on damaged headers
         raise FileFormatError(
             f"expected a whole safetensors file, got {name!r}, which is truncated or of another kind ({error}): "
             "copy it again"
@@ -162,8 +185,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise FileFormatError(f"expected a file written by torchmor's save, got the safetensors file {name!r}")
     try:
         config = json.loads(metadata[_KEY])
-        version = int(config["version"])
-    except (ValueError, KeyError, TypeError) as error:
+        version = config["version"]
+        if type(version) is not int:
+            raise TypeError(f"version {version!r:.80}")
+        if too_deep(config):
+            raise ValueError("lists in lists in lists")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileFormatError(f"the configuration in {name!r} is damaged ({error}): copy the file again") from error
     if version != VERSION:
         raise FileFormatError(
@@ -172,8 +199,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         )
     if config.pop("sha256", None) != _digest(config, tensors):
         raise FileFormatError(f"{name!r} was altered after it was saved: its checksum does not fit; copy it again")
-    if not isinstance(config.get("layers"), dict) or not config["layers"]:
-        raise FileFormatError(f"the configuration in {name!r} is damaged (no layers): save it again")
+    words = fault(config, tensors)
+    if words is not None:
+        raise FileFormatError(f"the configuration in {name!r} is damaged ({words}): save it again")
     return config, tensors
 
 
@@ -194,7 +222,7 @@ def _config(layer: ReducedODELayer) -> dict[str, Any]:
             "expressions": [expression.to_json() for expression in ode.expressions],
             "maps": [[list(m.sources.items()), m.weight.shape[0]] for m in (*ode.stages, ode.output)],
         },
-        "explanation": None if layer.explanation is None else layer.explanation.to_json(),
+        "explanation": None if layer.explanation is None else layer.explain().to_json(),
         "usual_distance": layer.usual_distance,
     }
 
@@ -205,7 +233,7 @@ def build_layer(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) ->
     Raises
     ------
     FileFormatError
-        Entry and tensors do not fit together.
+        The entry holds functions that do not exist or cannot run, or another explanation than torchmor writes.
     """
     prefix = f"{name}." if name else ""
     state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
@@ -214,7 +242,7 @@ def build_layer(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) ->
         module = ChainModule(
             ode["state_size"],
             ode["input_size"],
-            [Expression.from_json(expression) for expression in ode["expressions"]],
+            [_expression(data, state["ode.output.weight"].dtype) for data in ode["expressions"]],
             [(dict(sources), size) for sources, size in ode["maps"]],
             state["ode.output.weight"].dtype,
         )
@@ -224,13 +252,32 @@ def build_layer(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) ->
             module,
             entry["state_dim"],
             entry["input_use"],
-            None if explanation is None else Explanation.from_json(explanation),
+            None if explanation is None else _explanation(explanation),
         )
         layer.usual_distance = entry.get("usual_distance")
         layer.load_state_dict(state)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # as many kinds as there are damages
         raise FileFormatError(f"the configuration of layer {name!r} is damaged ({error!r}): save it again") from error
     return layer
+
+
+def _expression(data: Any, dtype: torch.dtype) -> Expression:
+    """Return an expression that was tried on numbers of this dtype."""
+    expression = Expression.from_json(data)
+    with torch.no_grad():
+        value = expression.evaluate(TORCH_FUNCTIONS, [torch.ones(1, 1, dtype=dtype)] * expression.arity)
+    if not isinstance(value, Tensor) or value.dtype != dtype or value.shape != (1, 1):
+        raise ValueError("expected a function from numbers to a number of the same kind")
+    return expression
+
+
+def _explanation(data: Any) -> Explanation:
+    """Return an explanation that was tried to be printed."""
+    explanation = Explanation.from_json(data)
+    if words := mismatch(explanation, Explanation, "the explanation"):
+        raise ValueError(words)
+    str(explanation)
+    return explanation
 
 
 def _block(layer: nn.Module, entry: dict[str, Any], name: str, network: nn.Module) -> SolvedBlock:
@@ -242,7 +289,9 @@ def _block(layer: nn.Module, entry: dict[str, Any], name: str, network: nn.Modul
 
 def _solve_form(entry: dict[str, Any]) -> SolveForm:
     """Return which solves of a module's own forward a layer answers."""
-    return SolveForm(**_tupled_items(entry) | {"inputs": tuple(PlacedInput(**_tupled_items(one)) for one in entry["inputs"])})
+    return SolveForm(
+        **_tupled_items(entry) | {"inputs": tuple(PlacedInput(**_tupled_items(one)) for one in entry["inputs"])}
+    )
 
 
 def _tupled_items(entry: dict[str, Any]) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def call_convention(func: Callable[..., Tensor]) -> tuple[int, str]:
     if not callable(func):
         raise SignatureError(f"expected an ODE function, got {type(func).__name__}: {fix}")
     try:
-        signature = inspect.signature(func.forward if isinstance(func, nn.Module) else func)
+        signature = _signature(func)
     except ValueError:
         raise SignatureError(
             f"expected an ODE function with a signature, got {func!r}: wrap it, lambda t, y: …"
@@ -267,6 +267,16 @@ def call_convention(func: Callable[..., Tensor]) -> tuple[int, str]:
     if count == 2 and len(positional) > 2 and positional[2].name == "u":
         return 3, "optional"
     return count, "required" if count == 3 else "none"
+
+
+def _signature(func: Callable[..., Tensor]) -> inspect.Signature:
+    if not isinstance(func, torch.jit.ScriptModule):
+        return inspect.signature(func.forward if isinstance(func, nn.Module) else func)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    _, *arguments = func.forward.schema.arguments
+    defaults = [one.default_value if one.has_default_value() else inspect.Parameter.empty for one in arguments]
+    parameters = zip((one.name for one in arguments), defaults, strict=True)
+    return inspect.Signature([inspect.Parameter(name, kind, default=default) for name, default in parameters])
 
 
 def _misordered(names: list[str]) -> bool:

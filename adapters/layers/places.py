@@ -94,7 +94,9 @@ def _steps(value: Any) -> Iterator[tuple[tuple[str, Any], Any]]:
             except ValueError:  # not filled yet
                 continue
         used = ((name, value.__globals__.get(name)) for name in value.__code__.co_names)
-        yield from ((("global", name), one) for name, one in used if isinstance(one, Tensor | float | int | dict | list))
+        yield from (
+            (("global", name), one) for name, one in used if isinstance(one, Tensor | float | int | dict | list)
+        )
         yield from ((("default", i), one) for i, one in enumerate(value.__defaults__ or ()))
         yield from ((("keyword", name), one) for name, one in (value.__kwdefaults__ or {}).items())
     elif isinstance(value, functools.partial):

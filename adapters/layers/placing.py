@@ -2,13 +2,15 @@
 
 import copy
 import difflib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.ode_layer import ODELayer
-from torchmor.engine.errors import UnknownLayerError
+from torchmor.engine.errors import NotCompiledWarning, UnknownLayerError, UnsupportedOperationError
 
 
 def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
@@ -28,12 +30,26 @@ def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Modul
         except AttributeError as error:
             raise UnknownLayerError(f"expected a network with a module {name!r}, got one without ({error})") from error
         placed[id(old)] = layer.train(old.training)
-    return copy.deepcopy(network, placed)
+    return copied(network, placed)
 
 
 def uncompiled(network: nn.Module) -> nn.Module:
-    """Return the network that `torch.compile` wrapped; one that is not compiled is returned as it is."""
-    return getattr(network, "_orig_mod", network)
+    """Return the network that `torch.compile` wrapped; one that is not compiled is returned as it is.
+
+    Warns
+    -----
+    NotCompiledWarning
+        It is compiled, and what is made of it is not.
+    """
+    original = getattr(network, "_orig_mod", network)
+    if original is not network or getattr(network, "_compiled_call_impl", None) is not None:
+        warnings.warn(
+            "the network is compiled: its original is used, and what is returned is not compiled; do so with the "
+            "result, torch.compile(small)",
+            NotCompiledWarning,
+            stacklevel=3,
+        )
+    return original
 
 
 def find_module(network: nn.Module, name: str) -> nn.Module:
@@ -71,11 +87,29 @@ def find_layer(network: nn.Module, name: str) -> ODELayer:
 
 
 def copied(network: nn.Module, placed: dict[int, Any] | None = None) -> nn.Module:
-    """Return a copy of a network, with other modules in some places; tensors that keep a graph lose it."""
-    kept = {
+    """Return a copy of a network, with other modules in some places; tensors that keep a graph lose it.
+
+    Raises
+    ------
+    UnsupportedOperationError
+        It holds something that has no copy.
+    """
+    memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in network.modules()
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(network, kept | (placed or {}))
+    memo |= placed or {}
+    try:
+        with torch.no_grad():  # scripted modules copy their parameters by an operation
+            copy_of_it = copy.deepcopy(network, memo)
+    except (RuntimeError, TypeError) as error:
+        raise UnsupportedOperationError(
+            f"expected a network that can be copied, got one that cannot ({error}): keep what has no copy outside of it"
+        ) from error
+    for module in network.modules():
+        if isinstance(module, torch.jit.ScriptModule) and id(module) in memo:
+            for parameter, other in zip(module.parameters(), memo[id(module)].parameters(), strict=True):
+                other.requires_grad_(parameter.requires_grad)
+    return copy_of_it

@@ -1,6 +1,7 @@
 """The reduced ODE layer: projection, a small ODE, and lifting. It runs on torch alone."""
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -48,11 +49,13 @@ class ReducedODELayer(SolvingLayer):
     ode
         The reduced ODE function, a ChainModule.
     usual_distance
-        Largest :meth:`distance` of the initial states of held-out calibration samples; None if it is unknown.
+        Largest :meth:`distance` of the initial states of held-out calibration samples; None if it is unknown. `distill`
+        measures it again; who changes the parameters in another way has to set it.
     on_outside
-        What to do with states that are farther than that from the reduced space: None (the default) to do nothing,
-        "warn" for an OutsideCalibrationWarning, or a function of the distances (batch,). Checking costs a product with
-        the encoder and the decoder for each call, and waits for the device.
+        What to do with states that are farther than that from the reduced space, or not finite, or whose input is not
+        finite: None (the default) to do nothing, "warn" for an OutsideCalibrationWarning, or a function of the
+        distances (batch,), which are NaN where something is not finite. Checking costs a product with the encoder and
+        the decoder for each call, and waits for the device.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class ReducedODELayer(SolvingLayer):
         if y0.numel() == 0:
             return request.unchanged(y0)
         if self.on_outside is not None:
-            self._check(y0)
+            self._check(y0, request)
         request = request._replace(settings=self.solver_settings())
         try:
             z = request.solve(self._reduced_f, self.encode(y0.flatten(1)), self.ode.parameters(), self._slopes)
@@ -127,7 +130,8 @@ class ReducedODELayer(SolvingLayer):
     def distance(self, y0: Tensor) -> Tensor:
         """Return how far states are from the reduced space, relative to their distance from its offset c.
 
-        Law: ``‖y0 − (c + V Wᵀ (y0 − c))‖ / ‖y0 − c‖`` for each sample; 0 where the state is kept.
+        Law: ``‖y0 − (c + V Wᵀ (y0 − c))‖ / ‖y0 − c‖`` for each sample; 0 where the state is kept; NaN for a state that
+        is not finite.
 
         Parameters
         ----------
@@ -138,38 +142,51 @@ class ReducedODELayer(SolvingLayer):
         -------
         Tensor (batch,).
         """
-        if isinstance(self.encode, nn.Identity):
-            return y0.new_zeros(len(y0))
         with torch.no_grad():
             y0 = y0.flatten(1)
+            if isinstance(self.encode, nn.Identity):
+                return _nan_where(~y0.isfinite().all(1), y0.new_zeros(len(y0)))
             missed = (y0 - self.decode(self.encode(y0))).norm(dim=1)
             least = 1e-3 * self.decode.bias.norm() + torch.finfo(y0.dtype).tiny  # at c itself there is rounding only
-            return missed / (y0 - self.decode.bias).norm(dim=1).clamp(min=least)
+            distances = missed / (y0 - self.decode.bias).norm(dim=1).clamp(min=least)
+            return _nan_where(~y0.isfinite().all(1), distances)
 
-    def _check(self, y0: Tensor) -> None:
+    def _check(self, y0: Tensor, request: SolveRequest) -> None:
         """Do what `on_outside` says if a state is outside."""
         if self.usual_distance is None:
             raise NoRecordError(
                 "expected a layer that reduce_network made, to tell which states are unusual, got one without "
                 "usual_distance: set it, or set on_outside to None"
             )
-        if callable(self.on_outside):
-            distances = self.distance(y0)
-            if bool((distances > self.usual_distance).any()):
-                self.on_outside(distances)
-        elif self.on_outside == "warn":
-            distances = self.distance(y0)
-            outside = int((distances > self.usual_distance).sum())
-            if outside:
-                warnings.warn(
-                    f"{outside} of {len(y0)} states are farther from the reduced space than those of the calibration "
-                    f"data: relative distance up to {float(distances.max()):.2g}, usually at most "
-                    f"{self.usual_distance:.2g}; the result may be wrong, calibrate with data like this",
-                    OutsideCalibrationWarning,
-                    stacklevel=4,
-                )
-        else:
+        if not callable(self.on_outside) and self.on_outside != "warn":
             raise ValueError(f'expected on_outside to be None, "warn" or a function, got {self.on_outside!r}')
+        distances = self.distance(y0)
+        if request.signal is not None:
+            inputs = request.signal.along(request.times, y0).detach()
+            distances = _nan_where(~inputs.isfinite().all(-1).all(0), distances)
+        outside = ~(distances <= self.usual_distance)  # NaN is no distance, and as far as can be
+        if not bool(outside.any()):
+            return
+        if callable(self.on_outside):
+            self.on_outside(distances)
+            return
+        unknown = distances.isnan()
+        far = outside & ~unknown
+        told = []
+        if bool(unknown.any()):
+            told.append(f"{int(unknown.sum())} of {len(y0)} states, or their inputs, contain NaN or infinity")
+        if bool(far.any()):
+            told.append(
+                f"{int(far.sum())} of {len(y0)} states are farther from the reduced space than those of the "
+                f"calibration data: relative distance up to {float(distances[far].max()):.2g}, usually at most "
+                f"{self.usual_distance:.2g}"
+            )
+        warnings.warn(
+            f"{'; '.join(told)}; the result may be wrong, "
+            + ("calibrate with data like this" if bool(far.any()) else "clean the data"),
+            OutsideCalibrationWarning,
+            stacklevel=4,
+        )
 
     def _reduced_f(self, t: Tensor, z: Tensor, u: Tensor | None) -> Tensor:
         self._check_channels(u)
@@ -210,10 +227,20 @@ class ReducedODELayer(SolvingLayer):
     # -- what the reduction left behind ---------------------------------------------------------------------------
 
     def explain(self) -> Explanation:
-        """Return what was reduced, what was kept and why, with sizes, constants and errors; print it to read it."""
+        """Return what was reduced, what was kept and why, with sizes, constants and errors; print it to read it.
+
+        Where the parameters or the solver were changed since, it says so, and leaves out what was measured before.
+        """
         if self.explanation is None:
             raise NoRecordError("this layer was not made by reduce_network: there is nothing to explain")
-        return self.explanation
+        return self.explanation.as_of(self.fingerprint(), str(self.settings))
+
+    def fingerprint(self) -> str:
+        """Return a checksum of the parameters: the same on every device and in every dtype that holds their values."""
+        digest = hashlib.sha256()
+        for parameter in self.parameters():
+            digest.update(parameter.detach().to("cpu").to(torch.float64).contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def rom(self) -> Any:
@@ -268,3 +295,7 @@ class ReducedODELayer(SolvingLayer):
     def extra_repr(self) -> str:
         """Return the sizes and settings for ``repr(layer)``."""
         return f"state {self.state_shape} -> {self.ode.state_size}, {super().extra_repr()}"
+
+
+def _nan_where(mask: Tensor, values: Tensor) -> Tensor:
+    return values.masked_fill(mask, float("nan"))

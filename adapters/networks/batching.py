@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.placing import copied, find_layer
@@ -20,6 +18,7 @@ from torchmor.adapters.models.to_pymor import full_order_model
 from torchmor.adapters.networks.calibration import Arguments, Batch, Calibration, Flags, length, samples_of
 from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.networks.stand_in import with_ode_layer
+from torchmor.adapters.solving.torch_private import TorchDispatchMode, tree_leaves
 from torchmor.engine.errors import CalibrationError
 
 #: Permuted samples give permuted outputs to so many units of rounding, relative to the largest value; but not beyond.
@@ -27,6 +26,9 @@ ALLOWED, MOST_ALLOWED = 1e4, 0.05
 
 #: Batches that are looked at.
 TRIED_BATCHES = 3
+
+#: Operations whose results are random numbers and nothing else.
+_NOISE = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "uniform_", "normal_", "bernoulli_"}
 
 _WAY_OUT = (
     "say which arguments of the network hold a batch along dimension 0, as batched=(True, False, …); with False for "
@@ -246,7 +248,7 @@ class _EqualNoise(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded in func.tags and isinstance(result, Tensor):
+        if func.overloadpacket.__name__ in _NOISE:
             for dim in (dim for dim, length in enumerate(result.shape) if length == self.size):
                 result.copy_(result.narrow(dim, 0, 1).expand_as(result).clone())
         return result

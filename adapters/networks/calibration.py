@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from torchmor.adapters.solving.torch_private import tree_leaves, tree_map_only
 from torchmor.engine.errors import CalibrationError, NonFiniteError
+from torchmor.engine.held_out import held_out_mask as held_out_mask
 
 _FORMS = (
     "a Tensor, a tuple of Tensors (the arguments of one call), or a re-iterable of batches, "
@@ -264,18 +265,6 @@ class Calibration:
                         f"{position}: clean the data"
                     )
         return tuple(inputs)
-
-
-def held_out_mask(n_samples: int, seed: int = 0, fraction: float = 0.2) -> np.ndarray:
-    """Choose the samples that are held out from a fit.
-
-    Law: the mask (n_samples,) has round(fraction · n_samples) true entries, but at least one true and one
-    false if there are two samples or more, and is a function of the arguments.
-    """
-    count = min(max(round(fraction * n_samples), 1), n_samples - 1) if n_samples > 1 else 0
-    mask = np.zeros(n_samples, dtype=bool)
-    mask[np.random.default_rng(seed).permutation(n_samples)[:count]] = True
-    return mask
 
 
 class _RandomState:

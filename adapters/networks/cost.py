@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchmor.adapters.layers.evaluation import evaluation
+from torchmor.adapters.solving.torch_private import TorchDispatchMode
 
 #: A byte that is written costs as much as so many multiply–adds: about what processors do in the time.
 OPERATIONS_PER_BYTE = 4

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from torchmor.adapters.layers import places
 from torchmor.adapters.layers.interception import intercepted
 from torchmor.adapters.layers.own_forward import settings_words
 from torchmor.adapters.layers.places import Place
 from torchmor.adapters.networks import torchdyn_layers
+from torchmor.adapters.solving.torch_private import tree_map_only
 
 
 @dataclass(eq=False)

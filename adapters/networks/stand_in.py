@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torchmor.adapters.layers.ode_layer import ODELayer, call_convention
 from torchmor.adapters.layers.own_forward import PlacedFunction, SolveForm, with_own_forward
@@ -23,6 +22,7 @@ from torchmor.adapters.networks.evaluation import call_network, evaluation, reco
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, watched
 from torchmor.adapters.networks.solve_inputs import HIDDEN, read_numbers, solve_inputs, value_of
 from torchmor.adapters.networks.variants import Variant, variants
+from torchmor.adapters.solving.torch_private import tree_leaves, tree_map_only
 from torchmor.engine.errors import (
     FrozenArgumentWarning,
     InputError,
@@ -38,6 +38,7 @@ ALLOWED_TOLERANCES = 10.0
 
 #: What the rest of the network can make of that, relative to its output: so many √eps, or so much with tolerances.
 ALLOWED_ROOTS, ALLOWED_OUTPUT = 10.0, 0.05
+
 
 def with_ode_layer(
     network: nn.Module, name: str, batches: Any, input_attribute: str | None = None
@@ -211,9 +212,7 @@ class Run:
     calls: list[ModuleCall]
 
 
-def run_variants(
-    network: nn.Module, chosen: Sequence[Variant], attribute: tuple[str, str] | None = None
-) -> list[Run]:
+def run_variants(network: nn.Module, chosen: Sequence[Variant], attribute: tuple[str, str] | None = None) -> list[Run]:
     """Run a network on some calls, and watch its solves; those that it does not take, though it need not, are left out."""
     runs: list[Run] = []
     for variant in chosen:

@@ -28,9 +28,7 @@ def is_neural_ode(module: nn.Module) -> bool:
     return torchdyn is not None and isinstance(module, torchdyn.NeuralODE)
 
 
-def solve(
-    module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> dict[str, Any]:
+def solve(module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> dict[str, Any]:
     """Return what one call of a NeuralODE solved, as the fields of a SolveCall.
 
     Parameters

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from torchmor.adapters.networks.calibration import Batch
+from torchmor.adapters.solving.torch_private import tree_map_only
 
 #: Batches of the calibration data that are looked at, the first and the last among them.
 LOOKED_AT = 4

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -19,12 +21,23 @@ from torchmor.adapters.networks.calibration import Batch, Calibration
 from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
 from torchmor.adapters.networks.progress import shown
 from torchmor.adapters.reduction.frozen_part import remembered
-from torchmor.engine.errors import SolverError, UnknownLayerError, UnsupportedOperationError
+from torchmor.adapters.reduction.remeasured import describe_again
+from torchmor.engine.errors import (
+    CalibrationError,
+    NonFiniteError,
+    NothingLearntWarning,
+    SolverError,
+    UnknownLayerError,
+    UnsupportedOperationError,
+)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 #: Batches with the full network's outputs.
 Lessons = Sequence[tuple[Batch, Tensor]]
+
+#: The deviations of reduced coordinates are those of so many of their values, or more.
+BALANCED_ROWS = 128
 
 
 def distill(
@@ -45,7 +58,8 @@ def distill(
     """Return a copy of a reduced network, its reduced operators tuned to the full network's outputs, without labels.
 
     Law: on the validation data the loss of the result is at most that of `reduced`. The reduced layers are solved by
-    their own solver in training too; all other modules stay as they are.
+    their own solver in training too; all other modules stay as they are. Steps whose loss or gradients are not finite
+    are left out. What `explain()` tells, and the layers' `usual_distance`, are measured again on the validation data.
 
     Parameters
     ----------
@@ -59,7 +73,7 @@ def distill(
         Inputs in the same form; the parameters of the pass that was best on them are returned. A seeded 20 % of
         `calibration` by default.
     epochs
-        Passes over the data.
+        Passes over the data, 1 or more.
     classes
         Whether the output are logits (batch, classes, …), and the loss the Kullback–Leibler divergence from the
         teacher's class probabilities, instead of the squared error of the output relative to its variance. None: as the
@@ -79,7 +93,15 @@ def distill(
         The data is unusable.
     UnsupportedOperationError
         The output is not one Tensor.
+    ValueError
+        Another argument is impossible.
+
+    Warns
+    -----
+    NothingLearntWarning
+        Nothing that was tried is better on the validation data: the copy is as `reduced` was.
     """
+    _check(epochs, learning_rate)
     student = copy.deepcopy(reduced)
     layers = [module for module in student.modules() if isinstance(module, ReducedODELayer)]
     if not layers:
@@ -97,9 +119,15 @@ def distill(
         classes = any(metric in ("agreement", "accuracy") for metric in known)
     lessons = _lessons(network, shown(data, progress, "teacher"))
     exam = _lessons(network, held_out)
+    if not (lessons and exam):
+        raise CalibrationError(
+            "expected two samples or more, of which some are held out, got one: give more, or pass validation="
+        )
     loss = _divergence if classes else _squared_error(lessons)
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    modes = [(module, module.training) for module in student.modules()]
     student.eval()
+    skipped = _Skipped()
     with (
         _trainable(student, parameters),
         remembered(student, [batch for batch, _ in (*lessons, *exam)]) as outputs,
@@ -107,13 +135,45 @@ def distill(
     ):
         best.consider(_mean_loss(student, exam, loss, outputs))
         for layer in layers:
-            _balance_scales(student, layer, lessons[0][0])
-        for _ in _passes(lessons, loss, outputs, parameters, epochs, learning_rate, seed):
+            _balance_scales(student, layer, [batch for batch, _ in lessons])
+        for _ in _passes(lessons, loss, outputs, parameters, epochs, learning_rate, seed, skipped):
             found = _mean_loss(student, exam, loss, outputs)
             best.consider(found)
             if not math.isfinite(found):
                 break
-    return student.train(reduced.training)
+    for module, mode in modes:
+        module.training = mode
+    if best.improved:
+        samples = sum(batch.size for batch, _ in lessons)
+        since = f"distilled on {samples:,} samples; errors measured again on data that was not trained on"
+        describe_again(network, student, [batch for batch, _ in exam], since)
+    else:
+        warnings.warn(
+            "distillation found nothing better on the validation data, the network is as it was: "
+            f"{skipped.words()}give more data or epochs, another learning_rate, or larger sizes",
+            NothingLearntWarning,
+            stacklevel=2,
+        )
+    return student
+
+
+def _check(epochs: Any, learning_rate: Any) -> None:
+    if not isinstance(epochs, Integral) or isinstance(epochs, bool) or epochs < 1:
+        raise ValueError(f"expected epochs to be an integer, 1 or more, got {epochs!r}: without one nothing is learnt")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"expected learning_rate to be a number > 0, got {learning_rate!r}")
+
+
+class _Skipped:
+    """Counts training steps, and those that were left out."""
+
+    def __init__(self) -> None:
+        self.steps = self.left_out = 0
+
+    def words(self) -> str:
+        if not self.left_out:
+            return ""
+        return f"{self.left_out} of {self.steps} steps had no finite loss or gradient and were left out; "
 
 
 @contextmanager
@@ -135,12 +195,14 @@ class _Best:
 
     def __init__(self, parameters: Sequence[nn.Parameter]):
         self.parameters, self.loss = parameters, math.inf
-        self.values = self._copies()
+        self.values, self.considered = self._copies(), 0
+        self.improved = False
 
     def consider(self, loss: float) -> None:
-        """Keep the values of now if their loss is smaller."""
+        """Keep the values of now if their loss is smaller; the first are those to improve."""
         if loss < self.loss:
-            self.values, self.loss = self._copies(), loss
+            self.values, self.loss, self.improved = self._copies(), loss, self.considered > 0
+        self.considered += 1
 
     def _copies(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.parameters]
@@ -162,6 +224,7 @@ def _passes(
     epochs: int,
     learning_rate: float,
     seed: int,
+    skipped: _Skipped,
 ) -> Iterator[None]:
     """Train in passes over the lessons, in random order; yields after each one."""
     optimiser = torch.optim.Adam([{"params": [p], "lr": learning_rate * _size(p)} for p in parameters if p.numel()])
@@ -171,15 +234,27 @@ def _passes(
     for _ in range(epochs):
         for i in torch.randperm(len(lessons), generator=order).tolist():
             batch, target = lessons[i]
-            try:
-                value = loss(outputs(batch), target)
-            except SolverError:
-                break
+            skipped.steps += 1
             optimiser.zero_grad()
-            value.backward()
-            optimiser.step()
-            schedule.step()
+            if _gradients(lambda batch=batch, target=target: loss(outputs(batch), target), parameters):
+                optimiser.step()
+                schedule.step()
+            else:
+                skipped.left_out += 1
         yield
+
+
+def _gradients(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> bool:
+    """Compute the gradients of a loss; whether it and they are finite."""
+    try:
+        value = loss()
+        if not bool(value.isfinite()):
+            return False
+        value.backward()
+    except SolverError:
+        return False
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def _lessons(network: nn.Module, batches: Iterable[Batch]) -> Lessons:
@@ -193,6 +268,11 @@ def _lessons(network: nn.Module, batches: Iterable[Batch]) -> Lessons:
                     f"expected a network whose output is one Tensor, got {type(output).__name__}: wrap it in a module "
                     "that returns the part that counts"
                 )
+            if bool(output.isnan().any()):
+                raise NonFiniteError(
+                    f"expected a full network with finite outputs to learn from, got NaN in batch {batch.index}: clean "
+                    "the data"
+                )
             found.append((batch, output))
     return found
 
@@ -200,18 +280,23 @@ def _lessons(network: nn.Module, batches: Iterable[Batch]) -> Lessons:
 def _divergence(output: Tensor, target: Tensor) -> Tensor:
     logits, wanted = output.movedim(1, -1), target.movedim(1, -1)
     classes = wanted.shape[-1]
+    found, expected = logits.reshape(-1, classes).log_softmax(-1), wanted.reshape(-1, classes).log_softmax(-1)
+    masked = expected.isinf()  # classes of no probability say nothing
     return F.kl_div(
-        logits.reshape(-1, classes).log_softmax(-1),
-        wanted.reshape(-1, classes).log_softmax(-1),
-        reduction="batchmean",
-        log_target=True,
+        found.masked_fill(masked, 0), expected.masked_fill(masked, 0), reduction="batchmean", log_target=True
     )
 
 
 def _squared_error(lessons: Lessons) -> Loss:
     targets = torch.cat([target.flatten() for _, target in lessons]).double()
-    variance = float(targets.var().clamp(min=torch.finfo(torch.float64).tiny))
-    return lambda output, target: (output - target).square().mean() / variance
+    targets = targets[targets.isfinite()]  # a network may mask its output with infinity
+    variance = float(targets.var(correction=0)) or float(targets.square().mean()) or 1.0
+
+    def error(output: Tensor, target: Tensor) -> Tensor:
+        known = target.isfinite()
+        return (output[known] - target[known]).square().mean() / variance
+
+    return error
 
 
 def _mean_loss(network: nn.Module, lessons: Lessons, loss: Loss, outputs: Callable[[Batch], Any]) -> float:
@@ -227,15 +312,25 @@ def _mean_loss(network: nn.Module, lessons: Lessons, loss: Loss, outputs: Callab
     return value if math.isfinite(value) else math.inf
 
 
-def _balance_scales(network: nn.Module, layer: ReducedODELayer, batch: Batch) -> None:
-    """Scale the reduced coordinates to the same deviation: one rate then fits all, and the layer does the same."""
+def _balance_scales(network: nn.Module, layer: ReducedODELayer, batches: Iterable[Batch]) -> None:
+    """Scale the reduced coordinates to the same deviation: one rate then fits all, and the layer does the same.
+
+    Where the data has no deviation, or the layer no solution, it stays as it is.
+    """
     encode, decode, output = layer.encode, layer.decode, layer.ode.output
     if not (isinstance(encode, nn.Linear) and isinstance(decode, nn.Linear)):
         return
-    with evaluation(network), recorded_calls(decode) as calls:
-        call_network(network, batch)
+    with evaluation(network), recorded_calls(decode) as calls, suppress(SolverError):
+        for batch in batches:
+            call_network(network, batch)
+            if sum(arguments[0].flatten(0, -2).shape[0] for arguments, _ in calls) >= BALANCED_ROWS:
+                break
+    if not calls:
+        return
     z = torch.cat([arguments[0].flatten(0, -2) for arguments, _ in calls])
-    scale = z.double().std(0)
+    scale = z[z.isfinite().all(1)].double().std(0, correction=0)
+    if not bool(scale.mean() > 0):  # NaN without a finite row
+        return
     scale = (scale / scale.mean()).clamp(min=1e-3).to(z.dtype)
     with torch.no_grad():
         for linear in (encode, output):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.evaluation import call_network
+from torchmor.adapters.solving.torch_private import version
 from torchmor.engine.errors import SolverError
 
 #: Outputs of so many bytes are remembered at most; beyond, everything is computed again.
@@ -82,7 +83,7 @@ def _before_reduced_layers(network: nn.Module, batch: Batch) -> dict[nn.Module, 
 
     def after(module: nn.Module, arguments: Any, output: Any) -> None:
         if not begun and isinstance(output, Tensor):
-            done[module] = output, output._version
+            done[module] = output, version(output)
 
     with ExitStack() as stack, torch.no_grad():
         for module in network.modules():
@@ -95,8 +96,8 @@ def _before_reduced_layers(network: nn.Module, batch: Batch) -> dict[nn.Module, 
         if module in inside:
             continue
         if module in done and calls[module] == 1 and any(True for _ in module.parameters()):
-            output, version = done[module]
-            if output._version == version and "forward" not in vars(module):  # nothing changes it later
+            output, before_that = done[module]
+            if version(output) == before_that and "forward" not in vars(module):  # nothing changes it later
                 found[module] = output
                 inside |= set(module.modules())
     return found

@@ -1,6 +1,5 @@
 """Gradients of a network's output with respect to the states of its ODE layer, along calibration trajectories."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -9,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.layers.ode_layer import ODELayer
-from torchmor.adapters.layers.placing import find_layer, with_layers
+from torchmor.adapters.layers.placing import copied, find_layer, with_layers
 from torchmor.adapters.networks.calibration import Calibration
 from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.adapters.networks.progress import shown
 from torchmor.adapters.reduction.snapshots import SnapshotReservoir
 from torchmor.adapters.solving.solve_settings import FIXED_GRID_METHODS
+from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import CalibrationError, UnsupportedOperationError
 from torchmor.engine.grids import step_grid
 
@@ -99,7 +98,7 @@ def output_gradients(
     UnsupportedOperationError
         The output does not depend on the layer's states in a way that torch can differentiate.
     """
-    network = copy.deepcopy(network).requires_grad_(False)
+    network = copied(network).requires_grad_(False)
     layer = _SegmentedLayer(find_layer(network, name))
     network = with_layers(network, {name: layer})
     reservoir = SnapshotReservoir(max_gradients)

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import ShapeError, UnsupportedOperationError
 
 #: "relative": ``‖output − reference‖ / ‖reference‖``; "agreement": share of samples whose class is another; "accuracy":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, cast
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.ode_layer import ODELayer
-from torchmor.adapters.layers.placing import find_layer, find_module, uncompiled, with_layers
+from torchmor.adapters.layers.placing import copied, find_layer, find_module, uncompiled, with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import SolvedBlock
 from torchmor.adapters.models.to_pymor import full_order_model
@@ -25,11 +26,24 @@ from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Calibration
 from torchmor.adapters.networks.cost import OPERATIONS_PER_BYTE, run_cost
 from torchmor.adapters.networks.stand_in import with_ode_layer
+from torchmor.adapters.reduction.adaptive_solves import (
+    NOTICED,
+    TooManyEvaluationsError,
+    bounded_evaluations,
+    equal_steps,
+    steps_to_try,
+)
 from torchmor.adapters.reduction.gradients import Objective, classes_objective, output_gradients, values_objective
 from torchmor.adapters.reduction.metrics import Metric, check_metric
 from torchmor.adapters.reduction.size_search import Candidate, choices, choose, solvers
 from torchmor.adapters.reduction.snapshots import Snapshots, collect_snapshots
-from torchmor.adapters.reduction.validation import HELD_OUT_SAMPLES, LabelledBatches, UnlabelledBatches, Validation
+from torchmor.adapters.reduction.validation import (
+    HELD_OUT_SAMPLES,
+    LabelledBatches,
+    UnlabelledBatches,
+    Validation,
+    unstable,
+)
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, fixed_steps, set_solver, solved_by, solver_name
 from torchmor.engine.errors import (
@@ -37,8 +51,8 @@ from torchmor.engine.errors import (
     NonFiniteError,
     NotReducedWarning,
     SizeError,
+    SolverError,
     UnknownLayerError,
-    UnsupportedOperationError,
 )
 from torchmor.engine.explanation import Explanation, Trial
 from torchmor.engine.reduction import Reduction, SnapshotReductor
@@ -87,7 +101,7 @@ class NetworkReductor:
         network = uncompiled(network)
         find_module(network, name)
         _check_finite(network)
-        full = _copied(network)  # the user's own network: what all losses and errors are measured against
+        full = copied(network)  # the user's own network: what all losses and errors are measured against
         calibration = Calibration(calibration, batch_size, batch_to_inputs, seed, batched=batched)
         calibration = with_batched(calibration, full, name, input_attribute)
         network, layer_name = with_ode_layer(network, name, calibration, input_attribute)
@@ -183,7 +197,12 @@ class NetworkReductor:
     def _trial(self, network: nn.Module, steps: Steps | None, state_dim: Size, points: Any) -> Candidate:
         network = solved_by(network, self.name, steps)
         layer = cast(SolvingLayer, network.get_submodule(self.name))
-        cost, loss = self._offline.example.cost(layer), self._validation.loss(self.metric, network)
+        cost = loss = math.inf
+        with suppress(*([] if state_dim is None else [SolverError])):  # a reduced layer without a solution is no choice
+            with bounded_evaluations(layer, layer, self._evaluations):
+                cost = self._offline.example.cost(layer)
+            with bounded_evaluations(network, layer, self._evaluations):
+                loss = self._validation.loss(self.metric, network)
         return Candidate(state_dim, points, steps, Trial(_words(state_dim, points), solver_name(layer), cost, loss))
 
     def _reduced(self, request: ReductionRequest) -> _Small:
@@ -199,6 +218,7 @@ class NetworkReductor:
         layer, example, snapshots = self._offline.layer, self._offline.example, self._offline.snapshots
         reduced, reduction = small.layer, small.reduction
         operations = (_operations(layer.function, example), _operations(reduced.ode, example, reduced))
+        errors, evaluations = self._errors(small)
         useless = all(part.reduced >= part.full for part in reduction.parts)
         if useless:
             warnings.warn(
@@ -213,15 +233,19 @@ class NetworkReductor:
             solver=str(reduced.settings),
             snapshots=len(snapshots),
             samples=len(set(snapshots.sample)),
-            evaluations=max(snapshots.nfe),
+            evaluations=self._evaluations,
             operations=operations,
-            errors=self._held_out.errors(small.network),
+            errors=errors,
             metric=self.metric if isinstance(self.metric, str) else "a function",
             curve=curve,
             chosen=chosen,
+            steps=equal_steps(small.network, reduced, [batch for batch, _, _ in self._held_out.full]),
+            fingerprint=reduced.fingerprint(),
         )
         if not useless:
             self._check_gain(operations, reduced)
+        if evaluations > NOTICED * self._evaluations:
+            self._tell_evaluations(evaluations, reduced)
         reduced.usual_distance = self._held_out.usual_distance(small.network)
         reduced.record(
             fom=self._offline.reductor.fom,
@@ -244,13 +268,62 @@ class NetworkReductor:
                 stacklevel=5,
             )
 
+    def _errors(self, small: _Small) -> tuple[dict[str, float], int]:
+        """Return errors on held-out data, and the most evaluations of an adaptive solver in a forward pass there.
+
+        Raises
+        ------
+        SolverError
+            They would be many more than the full layer's; the message has steps that were tried instead.
+        NonFiniteError
+            There is no finite solution.
+        """
+        try:
+            with bounded_evaluations(small.network, small.layer, self._evaluations) as counts:
+                return self._held_out.errors(small.network), max(counts, default=0)
+        except TooManyEvaluationsError as error:
+            found: list[tuple[float, Steps]] = []
+            for steps in steps_to_try(len(small.layer.t)):
+                with suppress(NonFiniteError):
+                    errors = self._held_out.errors(solved_by(small.network, self.name, steps))
+                    found.append((errors["layer output"], steps))
+            least = min([one for one, _ in found], default=math.inf)
+            if least >= 1:
+                raise unstable() from error
+            best, steps = next((one, steps) for one, steps in found if one <= LEAST_GAIN * least)
+            raise SolverError(
+                f"{error}; take solver=({steps.method!r}, {steps.count}), of relative error {best:.2g} in the layer's "
+                "output on held-out calibration data, or other sizes"
+            ) from error
+
+    def _tell_evaluations(self, evaluations: int, reduced: ReducedODELayer) -> None:
+        assert reduced.explanation is not None
+        steps = reduced.explanation.steps
+        instead = (
+            "looser tolerances may do, or a solver with fixed steps; none that were tried come as near"
+            if steps is None
+            else f"solver=({steps.method!r}, {steps.count}) does the same within its tolerances on held-out "
+            f"calibration data (relative difference {steps.error:.2g})"
+        )
+        warnings.warn(
+            f"the reduced layer's {reduced.method} evaluates its ODE function up to {evaluations:,} times in a forward "
+            f"pass, the full layer's {self._evaluations:,} times: the reduced ODE is stiffer. {instead}",
+            LittleGainWarning,
+            stacklevel=5,
+        )
+
+    @cached_property
+    def _evaluations(self) -> int:
+        """Most evaluations of the full layer in a forward pass."""
+        return max(self._offline.snapshots.nfe)
+
     @cached_property
     def _full_cost(self) -> float:
         return self._offline.example.cost(self._offline.layer)
 
     @cached_property
     def _copy(self) -> nn.Module:
-        return _copied(self.network)  # calibration moves counters and caches of a copy only
+        return copied(self.network)  # calibration moves counters and caches of a copy only
 
     @cached_property
     def _offline(self) -> _Offline:
@@ -267,7 +340,8 @@ class NetworkReductor:
         with evaluation(self._copy):
             fom = full_order_model(layer, example.y, example.u)
         u = None if example.u is None else snapshots.u
-        return _Offline(layer, example, snapshots, SnapshotReductor(fom, snapshots.y, u, snapshots.t, self._gradients))
+        reductor = SnapshotReductor(fom, snapshots.y, u, snapshots.t, self._gradients, snapshots.sample)
+        return _Offline(layer, example, snapshots, reductor)
 
     def _gradients(self) -> np.ndarray:
         generator = torch.Generator().manual_seed(self.seed)
@@ -317,19 +391,9 @@ def _check_not_reduced(network: nn.Module, name: str) -> None:
 
 
 def _check_finite(network: nn.Module) -> None:
-    for key, value in (*network.named_parameters(), *network.named_buffers()):
-        if value.is_floating_point() and value.isnan().any():
-            raise NonFiniteError(f"expected a network with finite weights, got NaN in {key!r}: train it anew")
-
-
-def _copied(network: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(network)
-    except RuntimeError as error:
-        raise UnsupportedOperationError(
-            f"expected a network that can be copied, got one that cannot ({error}): detach tensors that it keeps from "
-            "earlier calls"
-        ) from error
+    for key, value in network.named_parameters():
+        if not value.isfinite().all():
+            raise NonFiniteError(f"expected a network with finite weights, got NaN or infinity in {key!r}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,14 +17,9 @@ from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.adapters.networks.progress import shown
 from torchmor.adapters.networks.stand_in import with_ode_layer
 from torchmor.engine.errors import CalibrationError, NonFiniteError, ShapeError
+from torchmor.engine.thinning import thinning_key
 
 MAX_BYTES = 512 * 2**20
-
-# Steps of the thinning key along evaluations and samples. 1/φ spreads numbers most evenly; √(2/3) keeps the
-# lattice of both even as well. Fixed irrational steps cannot beat with the batch size or the number of
-# evaluations.
-_EVALUATION_STEP = (math.sqrt(5) - 1) / 2
-_SAMPLE_STEP = math.sqrt(2 / 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +175,7 @@ class SnapshotReservoir:
         states_per_sample = -(-size // self.batch.size)
         sample = self.batch.samples[np.arange(size) * self.batch.size // size]
         position = sample * states_per_sample + np.arange(size) % states_per_sample
-        keys = (position * _SAMPLE_STEP + evaluation * _EVALUATION_STEP) % 1.0
+        keys = thinning_key(position, evaluation)
         bound = -self.heap[0][0] if len(self.heap) == self.capacity else math.inf
         chosen = np.flatnonzero(keys < bound)
         if not len(chosen):

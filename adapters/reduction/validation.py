@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.networks.batching import sample_dims
 from torchmor.adapters.networks.calibration import Batch, Calibration, Flags
 from torchmor.adapters.networks.evaluation import call_network, recorded_calls
+from torchmor.adapters.reduction.adaptive_solves import TooManyEvaluationsError
 from torchmor.adapters.reduction.metrics import Metric, loss
+from torchmor.adapters.solving.torch_private import tree_flatten, tree_leaves, tree_unflatten
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError
 
 #: Of held-out calibration data, at most this many samples are used.
@@ -89,14 +90,18 @@ class Validation:
         ------
         NonFiniteError
             The smaller network has no finite solution.
+        TooManyEvaluationsError
+            Its solver was stopped.
         """
         sums: dict[str, list[float]] = {}
         with evaluation(small):
             for batch, _, full in self.full:
                 try:
                     reduced = self._run(small, batch)
+                except TooManyEvaluationsError:
+                    raise
                 except SolverError as error:
-                    raise _unstable() from error
+                    raise unstable() from error
                 pairs = {"layer output": (full.layer, reduced.layer), "network output": (full.network, reduced.network)}
                 for key, outputs in pairs.items():
                     for exact, value in zip(*map(_real_parts, outputs), strict=True):
@@ -107,7 +112,7 @@ class Validation:
                         entry[1] += float(exact.square().sum())
         errors = {key: (error / max(norm, 1e-300)) ** 0.5 for key, (error, norm) in sums.items()}
         if not all(error < float("inf") for error in errors.values()):
-            raise _unstable()
+            raise unstable()
         return errors
 
     def usual_distance(self, small: nn.Module) -> float | None:
@@ -220,7 +225,8 @@ class LabelledBatches:
             yield Batch(inputs, pair.samples, pair.index, self._batched), pair.arguments[1]
 
 
-def _unstable() -> NonFiniteError:
+def unstable() -> NonFiniteError:
+    """Return the error of a reduced layer without a finite solution."""
     return NonFiniteError(
         "expected a finite solution of the reduced layer on held-out calibration data, got one that grows without "
         "bound: its ODE is unstable at these sizes; ask for a larger state_dim, or other points"

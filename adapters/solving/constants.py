@@ -1,7 +1,9 @@
 """Constants of a computation: what follows from them alone, and how a graph holds them."""
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -9,20 +11,47 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+#: What a function returned is kept up to so many results, of so many numbers in all: some megabytes.
+MOST_RESULTS, MOST_NUMBERS = 256, 100_000
+
 
 def remembered(function: Callable[..., T]) -> Callable[..., T]:
-    """Keep what a function of hashable constants returned, for the next call with the same ones.
+    """Keep what a function of hashable constants returned lately, for the next call with the same ones.
 
     Law: ``remembered(f)(*arguments) == f(*arguments)`` for f without side effects. While a compiler or exporter traces
-    it is f itself: they warn of caches, and compute it once anyway.
+    it is f itself: they warn of caches, and compute it once anyway. What was not asked for lately is forgotten beyond
+    `MOST_RESULTS` and `MOST_NUMBERS`, and what is larger than that is never kept.
     """
-    cached = functools.lru_cache(maxsize=256)(function)
+    kept: OrderedDict[tuple[Any, ...], tuple[T, int]] = OrderedDict()
+    lock, numbers = Lock(), 0
 
     @functools.wraps(function)
     def call(*arguments: Any) -> T:
-        return function(*arguments) if torch.compiler.is_compiling() else cached(*arguments)
+        nonlocal numbers
+        if torch.compiler.is_compiling():
+            return function(*arguments)
+        with lock:
+            if arguments in kept:
+                kept.move_to_end(arguments)
+                return kept[arguments][0]
+        result = function(*arguments)
+        size = _numbers(arguments) + _numbers(result)
+        if size > MOST_NUMBERS:
+            return result
+        with lock:
+            if arguments not in kept:
+                kept[arguments] = result, size
+                numbers += size
+            while len(kept) > MOST_RESULTS or numbers > MOST_NUMBERS:
+                numbers -= kept.popitem(last=False)[1][1]
+        return result
 
     return call
+
+
+def _numbers(value: Any) -> int:
+    """Count the numbers in nested tuples."""
+    return sum(map(_numbers, value)) if isinstance(value, tuple) else 1
 
 
 class Constants:

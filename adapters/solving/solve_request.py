@@ -70,8 +70,8 @@ class SolveRequest(NamedTuple):
             raise DtypeError(f"expected the state y0 to be a floating-point Tensor, got {got}: use y0.float()")
         if y0.ndim < 2:
             raise ShapeError(
-                f"expected the state y0 to have shape (batch, …), got {tuple(y0.shape)}: "
-                f"add a batch dimension, y0[None] for one sample"
+                f"expected the state y0 to have shape (batch, …), got {tuple(y0.shape)}: add a batch dimension, "
+                "y0[None] for one sample, or a state dimension, y0[:, None] for a batch of numbers"
             )
         times = settings.t if t is None else check_times(t, "t", 2)
         if u is None:
@@ -271,6 +271,8 @@ def _solver_error(error: AssertionError, y0: Tensor) -> Exception:
         cause = "the initial state y0 contains NaN or infinity; clean the data"
     elif text.startswith("max_num_steps"):
         cause = "raise options['max_num_steps'], loosen rtol and atol, or use a fixed-step method"
+    elif y0.dtype == torch.float16:
+        cause = "float16 is too coarse for adaptive steps; use a fixed-step method, or network.float()"
     else:
         cause = (
             "the solution grows without bound, the ODE function returns NaN or infinity, or the tolerances "

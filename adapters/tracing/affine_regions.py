@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
-from torch.utils._pytree import tree_leaves, tree_map
 
 from torchmor.adapters.layers.arrays import to_batch, to_columns
+from torchmor.adapters.solving.torch_private import tree_leaves, tree_map
 from torchmor.engine.affine import CHUNK_BYTES
 
 

@@ -14,11 +14,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch._functorch.compile_utils import fx_graph_cse
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta, set_stack_trace
 from torch.overrides import TorchFunctionMode
 
+from torchmor.adapters.solving.torch_private import make_fx, tracing_compiled, without_repetitions
 from torchmor.adapters.tracing.operations import REWRITTEN
 from torchmor.engine.errors import TorchmorError, UnsupportedOperationError
 
@@ -49,7 +48,7 @@ def capture(f: Callable[..., Any], t: torch.Tensor, y: torch.Tensor, u: torch.Te
     try:
         # the second pass functionalises what composite operations (circular padding) mutate inside themselves,
         # moves constants to float64 on the CPU, and rewrites
-        with preserve_node_meta(), torch._dynamo.config.patch(error_on_nested_fx_trace=False):  # looks into compiled f
+        with preserve_node_meta(), tracing_compiled():  # looks into compiled f
             with _Places():
                 graph = make_fx(functionalized)(*arguments)
             _to_float64(graph)
@@ -61,7 +60,7 @@ def capture(f: Callable[..., Any], t: torch.Tensor, y: torch.Tensor, u: torch.Te
     except Exception as error:  # f itself has just run
         raise _untraceable(error) from error
     graph.graph.eliminate_dead_code()
-    graph.graph = fx_graph_cse(graph.graph)  # what is written twice becomes one stage
+    graph.graph = without_repetitions(graph.graph)  # what is written twice becomes one stage
     return graph
 
 

@@ -16,6 +16,7 @@ import scipy.sparse as sps
 import torch
 
 from torchmor.adapters.layers.arrays import to_columns
+from torchmor.adapters.solving.torch_private import argument_schemas, operation_name, tree_leaves, tree_map
 from torchmor.adapters.tracing.affine_regions import AffineNode, RegionOperator
 from torchmor.adapters.tracing.capture import capture, frozen_copy
 from torchmor.adapters.tracing.operations import (
@@ -219,7 +220,7 @@ class _Classifier:
             return args[0]
         if name in REARRANGEMENTS and isinstance(args[0], Pointwise) and args[0] not in self.materialised:
             return rearrange(args[0], lambda x: AffineNode.call(function, (x, *args[1:]), kwargs), self._affine)
-        args = torch.utils._pytree.tree_map(lambda a: self._affine(a) if _depends(a) else a, args)
+        args = tree_map(lambda a: self._affine(a) if _depends(a) else a, args)
         return AffineNode.call(function, args, kwargs)
 
     def _matrix_product(self, name: str, args: Any) -> Any:
@@ -281,7 +282,7 @@ class _Classifier:
         return replace(fused, as_affine=as_affine)
 
     def _componentwise(self, node: Node, name: str, args: Any, kwargs: Any) -> Any:
-        schema = node.target._schema.arguments
+        schema = argument_schemas(node.target)
         given = {argument.name: value for argument, value in zip(schema, args, strict=False)} | kwargs
         operands, parameters = [], {}
         for argument in schema:
@@ -352,9 +353,9 @@ class _Classifier:
 
 
 def _name(target: Any) -> str:
-    if not isinstance(target, torch._ops.OpOverload):
+    name = operation_name(target)
+    if name is None:
         return getattr(target, "__name__", str(target))
-    name = target._schema.name.removeprefix("aten::")
     if name in ("view", "view_copy", "_unsafe_view", "_reshape_copy", "unsafe_view"):
         return "reshape"
     name = name.removesuffix("_copy") if name not in ("_to_copy", "lift_fresh_copy") else name
@@ -366,7 +367,7 @@ def _depends(value: Any) -> bool:
 
 
 def _flat(value: Any) -> list[Any]:
-    return torch.utils._pytree.tree_leaves(value)
+    return tree_leaves(value)
 
 
 def _scalar(value: Any) -> Any:

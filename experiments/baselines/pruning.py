@@ -11,6 +11,7 @@ from torch.nn.utils import skip_init
 
 from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.placing import find_layer, with_layers
+from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Calibration
 from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.engine.errors import SizeError, UnsupportedOperationError
@@ -71,7 +72,8 @@ def prune_neurons(
     neurons = form.affine.weight.shape[0]
     if not kept or not all(1 <= count <= neurons for count in kept):
         raise SizeError(f"expected to keep 1 to {neurons} neurons, all that there are, got kept={tuple(kept)}")
-    scores, initial = _observed(network, name, layer, form, Calibration(calibration, batch_size))
+    batches = with_batched(Calibration(calibration, batch_size), network)
+    scores, initial = _observed(network, name, layer, form, batches)
     order = torch.argsort(scores, stable=True)
     return [
         with_layers(network, {name: PrunedODELayer(layer, form, order[:count].sort().values, initial)})

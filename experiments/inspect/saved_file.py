@@ -6,6 +6,7 @@ from typing import Any
 from torchmor.adapters.export.operators import operators
 from torchmor.adapters.layers.files import build_layer, read
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
+from torchmor.experiments.inspect.plain_text import printable
 
 
 def describe(path: Path) -> str:
@@ -29,7 +30,7 @@ def describe(path: Path) -> str:
     ]
     for name, layer in layers.items():
         lines += ["", *_layer(name, layer)]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _layer(name: str, layer: ReducedODELayer) -> list[str]:
@@ -38,7 +39,7 @@ def _layer(name: str, layer: ReducedODELayer) -> list[str]:
     stages: Any = zip(layer.ode.stages, layer.ode.expressions, strict=True)
     points = [f"{argument.weight.shape[0] // expression.arity:,}" for argument, expression in stages]
     lines = [
-        f"layer '{name}'" if name else "a layer alone",
+        f"layer {name!r}" if name else "a layer alone",
         f"  state      {shape} -> {layer.ode.state_size:,}",
         f"  points     {' + '.join(points) or 'none'}",
         f"  input      {_count(layer.ode.input_size, 'channel') if layer.ode.input_size else 'none'}",
@@ -51,7 +52,7 @@ def _layer(name: str, layer: ReducedODELayer) -> list[str]:
         *(f"    {line}" for line in str(entries["shapes"]).splitlines()),
     ]
     if layer.explanation is not None:
-        lines += ["  explanation", *(f"    {line}".rstrip() for line in str(layer.explanation).splitlines())]
+        lines += ["  explanation", *(f"    {line}".rstrip() for line in str(layer.explain()).splitlines())]
     return lines
 
 

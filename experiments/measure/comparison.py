@@ -2,18 +2,21 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchmor.adapters.layers.placing import with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.evaluation import recorded_calls
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import Steps, solved_by, solver_name
 from torchmor.experiments.data.labelled import DataSet
 from torchmor.experiments.measure.accuracy import accuracy, packed, paired_interval, predict
+from torchmor.experiments.measure.contradictions import MOST_MEASUREMENTS, SkippedLayer, contradictions
 from torchmor.experiments.measure.methods import METHODS
 from torchmor.experiments.measure.surroundings import threads
 from torchmor.experiments.measure.timing import Timing, compare_times
@@ -89,6 +92,8 @@ class Row:
         in pairs.
     offline_s
         Seconds that it took to make the network; what several networks share counts for the first of them.
+    impossible
+        What is impossible about the times, in words, although they were measured again: no speed follows from them.
     """
 
     method: str
@@ -105,6 +110,7 @@ class Row:
     network: dict[int, Timing]
     correct: str = ""
     offline_s: float = 0.0
+    impossible: tuple[str, ...] = ()
 
     @property
     def ours(self) -> bool:
@@ -132,7 +138,8 @@ class Row:
         times = {
             key: {int(batch): Timing(**timing) for batch, timing in data[key].items()} for key in ("layer", "network")
         }
-        return cls(**{**data, **times, "difference_interval": tuple(data["difference_interval"])})
+        pairs = {key: tuple(data.get(key, ())) for key in ("difference_interval", "impossible")}
+        return cls(**{**data, **times, **pairs})
 
 
 class Measurement:
@@ -186,6 +193,7 @@ class Measurement:
         solver = str(candidate.solver or solver_name(layer)) if isinstance(layer, SolvingLayer) else None
         predicted = self._reference if network is self.full else predict(network, self.data.test.inputs)
         labels = self.data.test.labels
+        layer_times, network_times, impossible = self._timed(network) if timed else ({}, {}, ())
         return Row(
             method=candidate.method,
             sizes=dict(candidate.sizes),
@@ -197,29 +205,66 @@ class Measurement:
             accuracy=accuracy(predicted, labels),
             agreement=accuracy(predicted, self._reference),
             difference_interval=paired_interval(predicted, self._reference, labels, seed=self.seed),
-            layer=self._layer_times(network) if timed else {},
-            network=self._times(network, (self._inputs,), self._yardstick, (self._inputs,)) if timed else {},
+            layer=layer_times,
+            network=network_times,
             correct=packed(predicted == labels),
             offline_s=candidate.offline_s,
+            impossible=impossible,
+        )
+
+    def _timed(self, network: nn.Module) -> tuple[dict[int, Timing], dict[int, Timing], tuple[str, ...]]:
+        """Return the times of layer and network, measured again while they contradict each other, and what still does.
+
+        The network without its layer is timed in turns with the network.
+        """
+        layer, network_times, impossible = {}, {}, ()
+        for _ in range(MOST_MEASUREMENTS):
+            layer = self._layer_times(network)
+            network_times, without = self._network_times(network)
+            impossible = contradictions(layer, network_times, without)
+            if not impossible:
+                break
+        return layer, network_times, impossible
+
+    def _network_times(self, network: nn.Module) -> tuple[dict[int, Timing], dict[int, Timing]]:
+        """Return the times of a network, and of it without its ODE layer where it can do without."""
+        others = {}
+        if not isinstance(network.get_submodule(self.name), nn.Identity):
+            without = with_layers(network, {self.name: SkippedLayer()})
+            with suppress(RuntimeError, IndexError):  # what follows may need a trajectory
+                predict(without, self._inputs[:1])
+                others["without"] = without
+        found = self._times(network, (self._inputs,), self._yardstick, (self._inputs,), others)
+        return tuple(
+            {batch: times[name] for batch, times in found.items() if name in times} for name in ("candidate", "without")
         )
 
     def _layer_times(self, network: nn.Module) -> dict[int, Timing]:
         layer, yardstick = (whole.get_submodule(self.name) for whole in (network, self._yardstick))
         arguments, its_arguments = (layer_arguments(w, self.name, self._inputs) for w in (network, self._yardstick))
-        return self._times(layer, arguments, yardstick, its_arguments)
+        found = self._times(layer, arguments, yardstick, its_arguments, {})
+        return {batch: times["candidate"] for batch, times in found.items()}
 
     def _times(
-        self, module: nn.Module, arguments: Sequence[Tensor], yardstick: nn.Module, its_arguments: Sequence[Tensor]
-    ) -> dict[int, Timing]:
+        self,
+        module: nn.Module,
+        arguments: Sequence[Tensor],
+        yardstick: nn.Module,
+        its_arguments: Sequence[Tensor],
+        others: Mapping[str, nn.Module],
+    ) -> dict[int, dict[str, Timing]]:
+        """Return times by batch size: of the "candidate", and of others with the same arguments."""
         times = {}
         with threads(self._threads):
             for batch in BATCHES:
                 calls = {
                     "candidate": _call(module, arguments, batch),
                     "yardstick": _call(yardstick, its_arguments, batch),
+                    **{name: _call(other, arguments, batch) for name, other in others.items()},
                 }
                 found = compare_times(calls, **self._timing)
-                times[batch] = found["candidate"].against(found["yardstick"])
+                reference = found.pop("yardstick")
+                times[batch] = {name: timing.against(reference) for name, timing in found.items()}
         return times
 
 
@@ -267,21 +312,29 @@ def adequate(row: Row, reference: Row) -> bool:
 
 
 def cheapest_full(rows: Sequence[Row]) -> Row:
-    """Return the fastest adequate full network at the largest batch: what a reduction has to beat."""
-    return min((row for row in rows if row.method == "full" and adequate(row, rows[0])), key=layer_wall_s)
+    """Return the fastest adequate full network at the largest batch: what a reduction has to beat.
+
+    Impossible times do not count.
+    """
+    good = [row for row in rows if row.method == "full" and adequate(row, rows[0]) and not row.impossible]
+    return min(good or rows[:1], key=layer_wall_s)
 
 
 def best_reduced(rows: Sequence[Row]) -> Row:
-    """Return the fastest adequate reduced network; without one, the most accurate on validation data."""
+    """Return the fastest adequate reduced network; without one, the most accurate on validation data.
+
+    Impossible times do not count.
+    """
     reduced = [row for row in rows if row.ours]
-    good = [row for row in reduced if adequate(row, rows[0])]
+    good = [row for row in reduced if adequate(row, rows[0]) and not row.impossible]
     return min(good, key=layer_wall_s) if good else max(reduced, key=lambda row: row.validation_accuracy)
 
 
 def on_one_yardstick(rows: Sequence[Row]) -> list[Row]:
     """Return timed rows with their times scaled to one time of the yardstick, the median of all.
 
-    A machine that is slower for a while is slower for the yardstick too.
+    A machine that is slower for a while is slower for the yardstick too. Rows whose times are impossible on it are
+    marked: the whole faster than its ODE layer, or than the network without it, which has a row.
     """
 
     def scaled(key: str, row: Row) -> dict[int, Timing]:
@@ -291,7 +344,14 @@ def on_one_yardstick(rows: Sequence[Row]) -> list[Row]:
         key: {batch: statistics.median(getattr(row, key)[batch].yardstick_s for row in rows) for batch in BATCHES}
         for key in ("layer", "network")
     }
-    return [replace(row, layer=scaled("layer", row), network=scaled("network", row)) for row in rows]
+    found = [replace(row, layer=scaled("layer", row), network=scaled("network", row)) for row in rows]
+    without = next((row.network for row in found if row.method == "skipped"), {})
+    return [
+        replace(
+            row, impossible=tuple(dict.fromkeys((*row.impossible, *contradictions(row.layer, row.network, without))))
+        )
+        for row in found
+    ]
 
 
 def layer_wall_s(row: Row, batch: int = max(BATCHES)) -> float:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmor.adapters import ODELayer, export_onnx
+from torchmor.adapters.solving.torch_private import mark_dynamic, recompiling
 
 Call = Callable[[], object]
 
@@ -56,8 +57,8 @@ def compiled(module: nn.Module) -> Callable[[Tensor], Call]:
 
     def prepare(argument: Tensor) -> Call:
         if len(argument) > 1:
-            torch._dynamo.mark_dynamic(argument, 0)
-        with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=MOST_COMPILED):
+            mark_dynamic(argument, 0)
+        with torch.no_grad(), recompiling(MOST_COMPILED):
             function(argument)
         return lambda: function(argument)
 

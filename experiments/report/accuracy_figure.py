@@ -30,10 +30,13 @@ _PARTS = {"layer": "the ODE layer", "network": "the whole network"}
 
 
 def accuracy_against_time(rows: Sequence[Row], batch: int = max(BATCHES)) -> bytes:
-    """Draw test accuracy against the time of the ODE layer, every row labelled: for a comparison of one method."""
+    """Draw test accuracy against the time of the ODE layer, every row labelled: for a comparison of one method.
+
+    Rows with impossible times are left out, but for the first.
+    """
     figure = empty_figure(9.5, 6.2)
     axes = figure.subplots()
-    shown = [row for row in rows if row.method != "skipped"]
+    shown = [row for row in rows if row.method != "skipped" and (row is rows[0] or not row.impossible)]
     kinds = {
         ("full", True): (FULL, "s", "full, own solver"),
         ("full", False): (GREY, "D", "full, coarse solver"),
@@ -74,7 +77,8 @@ def accuracy_of_methods(found: Sequence[Entry], part: str, batch: int = max(BATC
     """Draw test accuracy against a time for all methods: own solver and coarse solver side by side.
 
     The accuracy of a row is that of the full network plus the mean difference over the seeds, and thin bars are the
-    range of these differences: so rows of one seed and of several compare.
+    range of these differences: so rows of one seed and of several compare. Rows with impossible times are left out, but
+    for the first.
 
     Parameters
     ----------
@@ -87,6 +91,7 @@ def accuracy_of_methods(found: Sequence[Entry], part: str, batch: int = max(BATC
     title
         Title of the picture.
     """
+    found = [entry for entry in found if entry is found[0] or not entry.row.impossible]
     groups = _groups(found, part)
     figure = empty_figure(11.5 if len(groups) > 1 else 9.0, 6.9)
     figure.suptitle(title, fontsize=12, fontweight="bold")

@@ -58,7 +58,11 @@ def at_equal_time(rows: Mapping[int, Sequence[Row]], found: Sequence[Entry]) -> 
     if rival is None:
         return []
     by_seed = [{row_key(row): row for row in of_seed} for of_seed in rows.values()]
-    shared = [row for key, row in by_seed[0].items() if row.layer and all(key in of_seed for of_seed in by_seed)]
+    shared = [
+        row
+        for key, row in by_seed[0].items()
+        if row.layer and not row.impossible and all(key in of_seed for of_seed in by_seed)
+    ]
 
     def of_seeds(row: Row) -> list[Row]:
         return [of_seed[row_key(row)] for of_seed in by_seed]

@@ -30,6 +30,7 @@ from torchmor.experiments.report.results import NetworkResult
 from torchmor.experiments.report.spread import Entry, entries, short_list
 from torchmor.experiments.report.table import (
     NOTHING,
+    impossible_note,
     method_cells,
     method_header,
     method_notes,
@@ -121,6 +122,7 @@ def write_results_table(path: Path, networks: Sequence[NetworkResult]) -> None:
             "difference_low_points": row.difference_interval[0],
             "difference_high_points": row.difference_interval[1],
             "offline_s": row.offline_s,
+            "impossible_times": "; ".join(row.impossible),
         }
         for part, batch in TIMES:
             timing = getattr(row, part).get(batch)
@@ -166,7 +168,7 @@ def _overview(network: NetworkResult, found: Sequence[Entry]) -> list[str]:
     for part in PARTS:
         ranked = ranking(found, part, LARGEST)
         best = winners(ranked, part, LARGEST)
-        if not best:
+        if rival is None or not best:
             line.append(NOTHING)
             continue
         full = next(row for row in ranked if row.method == "full")
@@ -221,7 +223,7 @@ def _section(network: NetworkResult, found: Sequence[Entry], pictures: Mapping[s
         Table(
             method_header(rival, full),
             [method_cells(entry, rival, full) for entry in best],
-            method_notes(full, list(network.rows)),
+            [*method_notes(full, list(network.rows)), *impossible_note([entry.row for entry in best])],
             weak=[i for i, entry in enumerate(best) if not entry.adequate],
             kind="words2",
         ),
@@ -237,6 +239,7 @@ def _section(network: NetworkResult, found: Sequence[Entry], pictures: Mapping[s
                 Table(
                     method_header(rival, full),
                     [method_cells(entry, rival, full) for entry in found],
+                    impossible_note([entry.row for entry in found]),
                     best=[i for i, entry in enumerate(found) if entry in best and entry.adequate],
                     weak=[i for i, entry in enumerate(found) if not entry.adequate],
                     groups=[i for i in range(1, len(found)) if methods[i] != methods[i - 1]],

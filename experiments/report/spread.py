@@ -84,13 +84,13 @@ def entries(rows: Mapping[int, Sequence[Row]]) -> list[Entry]:
 def best_of_methods(found: Sequence[Entry]) -> dict[str, Entry]:
     """Return the best entry of each method, in the order of :data:`METHODS`.
 
-    That is the one with the fastest ODE layer among the adequate ones; without one, the most accurate on validation
-    data.
+    That is the one with the fastest ODE layer among the adequate ones, impossible times left out; without one, the most
+    accurate on validation data.
     """
     best = {}
     for method in METHODS:
         of_method = [entry for entry in found if entry.row.method == method]
-        good = [entry for entry in of_method if entry.adequate and entry.row.layer]
+        good = [entry for entry in of_method if entry.adequate and entry.row.layer and not entry.row.impossible]
         if good:
             best[method] = min(good, key=lambda entry: layer_wall_s(entry.row))
         elif of_method:

@@ -15,6 +15,8 @@ from torchmor.experiments.report.spread import Entry, Spread
 #: In the place of a number that was not measured, or that has no meaning.
 NOTHING = "–"
 
+#: Behind a time that is impossible.
+IMPOSSIBLE = " ?"
 
 #: What all columns need.
 WIDE = 100
@@ -34,8 +36,8 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
     numbers = [f"{row.accuracy:.1f}", f"{row.agreement:.1f}"]
     if row.method == "skipped":
         return [row.name, *numbers, *[NOTHING] * (len(batches) * (1 + len(rivals)) + 1)]
-    numbers += [milliseconds(layer_wall_s(row, batch)) for batch in batches]
-    numbers += [ratio(layer_wall_s(r, batch) / layer_wall_s(row, batch)) for r in rivals for batch in batches]
+    numbers += [timing_words(row, "layer", batch) for batch in batches]
+    numbers += [_gain(rival, row, batch) for rival in rivals for batch in batches]
     return [row.name, *numbers, row.size]
 
 
@@ -48,7 +50,14 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"{timing.repeats} calls, {threads_in_words(timing.threads)}",
         "gain: how many times as fast as the full layer with that solver; below 1 means slower",
         "size: n states of the full layer, r of a reduced one, which evaluates the nonlinearity at m points",
+        *impossible_note(rows),
     ]
+
+
+def impossible_note(rows: Sequence[Row]) -> list[str]:
+    """Return what the mark of impossible times means, where a row has it."""
+    found = dict.fromkeys(words for row in rows for words in row.impossible)
+    return [f"{IMPOSSIBLE}: an impossible time, which is compared with nothing: {', '.join(found)}"] if found else []
 
 
 def print_table(console: Console, rows: Sequence[Row]) -> None:
@@ -106,10 +115,7 @@ def method_cells(entry: Entry, rival: Row | None, full: Row) -> list[str]:
     if row is not full:
         difference = f"{signed(row.accuracy - full.accuracy)}\n{signed(low)} to {signed(high)}"
     times = [timing_words(row, part, batch) for part in ("layer", "network") for batch in BATCHES[::-1]]
-    gains = [
-        ratio(layer_wall_s(one, largest) / layer_wall_s(row, largest)) if row.layer else NOTHING
-        for one in _two_rivals(rival, full)
-    ]
+    gains = [_gain(one, row, largest) for one in _two_rivals(rival, full)]
     if row.method == "skipped":
         times[: len(BATCHES)] = [NOTHING] * len(BATCHES)
         gains = [NOTHING] * len(gains)
@@ -171,9 +177,11 @@ def spread_words(spread: Spread) -> str:
 
 
 def timing_words(row: Row, part: str, batch: int) -> str:
-    """Return the time of a row's "layer" or "network" in milliseconds, if there is one."""
+    """Return the time of a row's "layer" or "network" in milliseconds, marked if it is impossible."""
     times = getattr(row, part)
-    return milliseconds(times[batch].wall_s) if batch in times else NOTHING
+    if batch not in times:
+        return NOTHING
+    return milliseconds(times[batch].wall_s) + (IMPOSSIBLE if row.impossible else "")
 
 
 def milliseconds(wall_s: float) -> str:
@@ -208,6 +216,12 @@ def _print_notes(console: Console, lines: Sequence[str]) -> None:
 def _broken(solver: str, width: int = 10) -> str:
     """Return a solver's name in narrow lines."""
     return "\n".join(textwrap.wrap(solver, width, break_long_words=False))
+
+
+def _gain(rival: Row, row: Row, batch: int) -> str:
+    if not row.layer or row.impossible or rival.impossible:
+        return NOTHING
+    return ratio(layer_wall_s(rival, batch) / layer_wall_s(row, batch))
 
 
 def _two_rivals(rival: Row | None, full: Row) -> list[Row]:

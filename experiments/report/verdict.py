@@ -31,15 +31,19 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         Timed on one yardstick; the first is the full network with its own solver.
     """
     full, rival, ours = rows[0], cheapest_full(rows), best_reduced(rows)
-    lines = [_to_beat(full, rival)]
+    compared = not (full.impossible or rival.impossible or ours.impossible)
+    lines = [_to_beat(full, rival)] if compared else [f"The full network has {full.accuracy:.1f} %."]
     if adequate(ours, full):
-        lines.append(f"The fastest reduced layer that is good enough on validation data has {_words(ours, full)}.")
+        fastest = "fastest" if compared else "most accurate"
+        lines.append(f"The {fastest} reduced layer that is good enough on validation data has {_words(ours, full)}.")
     else:
         lines.append(
             f"No reduced layer stays within {ADEQUATE_POINTS} points of the full network on validation data. The best "
             f"one there has {_words(ours, full)}."
         )
-    lines += [_speed(ours, full, rival, batch) for batch in sorted(BATCHES, reverse=True)]
+    if compared:
+        lines += [_speed(ours, full, rival, batch) for batch in sorted(BATCHES, reverse=True)]
+    lines += impossible_times(rows, compared)
     lines += [
         f"With the ODE layer skipped {row.accuracy:.1f} % are left: a reduced layer below that is worse than none."
         for row in rows
@@ -56,11 +60,15 @@ def findings(found: Sequence[Entry]) -> list[str]:
     found
         Of :func:`~torchmor.experiments.report.spread.entries`; the first is the full network with its own solver.
     """
-    full, timed = found[0], [entry for entry in found if entry.row.layer and entry.row.network]
+    full, measured = found[0], [entry for entry in found if entry.row.layer and entry.row.network]
+    timed = [entry for entry in measured if not entry.row.impossible]
     lines = [_skipping(entry) for entry in found if entry.row.method == "skipped"]
-    rival = to_beat(timed) if full.row.layer else None
-    if rival is None:
+    if not measured or not full.row.layer:
         return [*lines, "Nothing was timed."]
+    rival = to_beat(found)
+    lines += impossible_times([entry.row for entry in measured], rival is not None)
+    if rival is None:
+        return lines
     lines.append(_to_beat(full.row, rival.row, full.accuracy, rival.accuracy))
     lines += [_fastest(timed, part, batch) for part in PARTS for batch in sorted(BATCHES, reverse=True)]
     lines += _distillation(timed)
@@ -76,6 +84,29 @@ def findings(found: Sequence[Entry]) -> list[str]:
         )
     good = [entry for entry in best.values() if entry.compressed and entry.adequate]
     return [*lines, _on_test_data(good)] if good else lines
+
+
+def impossible_times(rows: Sequence[Row], compared: bool) -> list[str]:
+    """Say which rows have impossible times, and what does not follow from them.
+
+    Parameters
+    ----------
+    rows
+        The rows.
+    compared
+        Whether speeds are compared all the same, without these rows.
+    """
+    broken = [row for row in rows if row.impossible]
+    if not broken:
+        return []
+    words = "; ".join(f"{name_in_words(row)} ({', '.join(row.impossible)})" for row in broken)
+    without = "they are left out of all that is said about speed" if compared else "so nothing is said about speed"
+    return [f"The times of these are impossible, although they were measured again, {without}: {words}."]
+
+
+def name_in_words(row: Row) -> str:
+    """Return what a row is, with its sizes."""
+    return f"{row.name}, {row.size}" if row.size else row.name
 
 
 def _distillation(found: Sequence[Entry]) -> list[str]:
@@ -97,9 +128,9 @@ def _distillation(found: Sequence[Entry]) -> list[str]:
 
 
 def to_beat(found: Sequence[Entry]) -> Entry | None:
-    """Return the cheapest adequate full network, or None if nothing was timed."""
+    """Return the cheapest adequate full network; None if nothing was timed, or the first row's times are impossible."""
     timed = [entry for entry in found if entry.row.layer]
-    if not found[0].row.layer:
+    if not found[0].row.layer or found[0].row.impossible:
         return None
     rival = cheapest_full([entry.row for entry in timed])
     return next(entry for entry in timed if entry.row is rival)
@@ -107,6 +138,8 @@ def to_beat(found: Sequence[Entry]) -> Entry | None:
 
 def ranking(found: Sequence[Entry], part: str, batch: int) -> list[Row]:
     """Return the fastest adequate row of each method, the fastest first; a network without its ODE layer is none.
+
+    Rows with impossible times are left out.
 
     Parameters
     ----------
@@ -120,7 +153,7 @@ def ranking(found: Sequence[Entry], part: str, batch: int) -> list[Row]:
     fastest: dict[str, Row] = {}
     for entry in found:
         row = entry.row
-        if entry.adequate and row.method != "skipped" and getattr(row, part):
+        if entry.adequate and row.method != "skipped" and getattr(row, part) and not row.impossible:
             known = fastest.get(row.method)
             if known is None or wall_s(row, part, batch) < wall_s(known, part, batch):
                 fastest[row.method] = row

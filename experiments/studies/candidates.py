@@ -6,7 +6,7 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchmor.adapters.layers.placing import with_layers
 from torchmor.adapters.reduction.distillation import distill
@@ -15,6 +15,7 @@ from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import Steps, solved_by
 from torchmor.experiments.baselines import prune_neurons, prune_structure, truncate_weights
 from torchmor.experiments.data.labelled import DataSet
+from torchmor.experiments.measure.contradictions import SkippedLayer
 
 #: Methods of model order reduction, with what they ask of `reduce_network`.
 CLASSIC = {"basis": "pod", "fit": "interpolation"}
@@ -128,14 +129,6 @@ class Job:
     make: Callable[[], nn.Module]
     own_solver: bool = True
     solver: Steps | None = None
-
-
-class SkippedLayer(nn.Identity):
-    """Nothing in the place of an ODE layer: the state stays as it is."""
-
-    def forward(self, y0: Tensor, u: Any = None, t: Any = None) -> Tensor:
-        """Return the state y0 (batch, …)."""
-        return y0
 
 
 class Compression:

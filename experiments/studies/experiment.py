@@ -118,6 +118,8 @@ def run_experiment(
     results = ResultsFile(folder / "results.jsonl", settings)
     if results.renamed is not None:
         console.print(f"results of a run with other settings are now in {results.renamed}", highlight=False)
+    if results.damaged:
+        console.print(f"{results.damaged} damaged lines of {results.path} are measured again", highlight=False)
     found = [_Run(experiment, recipe, data, folder, scale, results, console).result() for recipe in experiment.recipes]
     write_experiment_report(
         folder, experiment.title, command, found, {"seeds": ", ".join(map(str, scale.seeds)), **settings}

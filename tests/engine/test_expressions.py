@@ -10,9 +10,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from torchmor.engine.errors import FileFormatError
-from torchmor.engine.expressions import PARAMETERS, PRIMITIVES, Expression, Instruction, apply_primitive
-from torchmor.engine.functions import VALUES
+from torchmor.engine.errors import FileFormatError, UnsupportedOperationError
+from torchmor.engine.expressions import (
+    MOST_INSTRUCTIONS,
+    PARAMETERS,
+    PRIMITIVES,
+    Expression,
+    Instruction,
+    apply_primitive,
+)
+from torchmor.engine.functions import VALUES, derivatives
 
 A, B = Expression.argument(0, 2), Expression.argument(1, 2)
 LOGICAL = {"logical_and", "logical_or", "logical_not"}
@@ -292,9 +299,69 @@ def test_text(expression, text):
 @given(expression=expressions())
 def test_text_evaluates_to_the_same_value(expression):
     a, b = points()
+    parts = dict(VALUES, a=a, b=b, inf=math.inf)
     with np.errstate(all="ignore"):
-        value = eval(expression.text(["a", "b"]), VALUES | {"a": a, "b": b, "inf": math.inf})
-    np.testing.assert_array_equal(value, values(expression, a, b))
+        exec("\n".join(expression.statements(["a", "b"], "value", "part")), parts)
+    np.testing.assert_array_equal(parts["value"], values(expression, a, b))
+
+
+def tower(height):
+    """A function of which every floor reads the one below twice: without sharing, 2^height parts."""
+    x = A
+    for _ in range(height):
+        x = infix("mul", x, infix("sigmoid", x))
+    return x
+
+
+def test_shared_parts_are_written_once():
+    assert tower(2).text(["a", "b"]) == "p1 = a * sigmoid(a); p1 * sigmoid(p1)"
+    assert tower(2).text(["a", "p1"], "g") == "p_1 = a * sigmoid(a); g = p_1 * sigmoid(p_1)"
+    assert tower(2).statements(["a", "b"], "g1", "g1_") == ["g1_1 = a * sigmoid(a)", "g1 = g1_1 * sigmoid(g1_1)"]
+    moved = Expression(1, (*tower(1).with_arguments([0, 0], 1).instructions, Instruction("identity", ("%2",))))
+    doubled = Expression(1, (*moved.instructions, Instruction("mul", ("%3", "%3"))))
+    assert doubled.text(["a"]) == "p1 = a * sigmoid(a); p1 * p1", "whatever it is called"
+
+
+def test_texts_and_statements_are_short():
+    long = tower(300)
+    assert len(long.text(["a", "b"])) < 600 and " … " in long.text(["a", "b"])
+    assert len(str(long.statements(["a", "b"], "g", "p"))) < 20_000
+    nested = A
+    for _ in range(300):
+        nested = infix("tanh", nested)
+    assert max(map(len, nested.statements(["a", "b"], "g", "p"))) < 150
+
+
+def test_high_towers_are_as_cheap_as_they_are_long():
+    """Everything walks over instructions, not over paths, and without recursion."""
+    long = tower(150)
+    assert Expression.from_json(json.loads(json.dumps(long.to_json()))) == long and hash(long) == hash(tower(150))
+    with np.errstate(all="ignore"):
+        assert np.isfinite(long.evaluate(VALUES, [np.ones(1), np.ones(1)])).all()
+        assert len(derivatives(long, [np.ones(1), np.ones(1)])) == 2
+
+
+def test_endless_functions_are_refused():
+    program = tuple(Instruction("tanh", (f"%{i}",)) for i in range(MOST_INSTRUCTIONS + 1))
+    message = f"at most {MOST_INSTRUCTIONS} operations and arguments, got {MOST_INSTRUCTIONS + 1} operations of 1: "
+    with pytest.raises(UnsupportedOperationError, match=message):
+        Expression(1, program)
+    long = {"arity": 1, "instructions": [entry(operands=i.operands) for i in program]}
+    for data in (long, {"arity": 10**9, "instructions": []}):
+        with pytest.raises(FileFormatError, match="damaged or unknown expression: expected a componentwise function"):
+            Expression.from_json(data)
+
+
+@pytest.mark.parametrize("wrong", ["x" * 10**5, ["%0"] * 10**5, {str(i): 0 for i in range(10**4)}])
+def test_messages_are_short_whatever_the_file_holds(wrong):
+    for data in (wrong, {"arity": 1, "instructions": wrong}, {"arity": 1, "instructions": [wrong]}):
+        with pytest.raises(FileFormatError) as error:
+            Expression.from_json(data)
+        assert len(str(error.value)) < 1000
+    for one in (entry(wrong), entry(operands=wrong), entry("gelu", approximate=wrong), entry("gelu") | {"x": wrong}):
+        with pytest.raises(FileFormatError) as error:
+            Expression.from_json({"arity": 1, "instructions": [one]})
+        assert len(str(error.value)) < 1500
 
 
 def test_needs_python_only():

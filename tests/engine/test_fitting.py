@@ -9,6 +9,7 @@ from catalogue import module
 from torchmor.adapters.tracing.classifier import trace
 from torchmor.engine.bases import pod
 from torchmor.engine.fitting import Training, fit_chain
+from torchmor.engine.held_out import held_out_columns
 from torchmor.engine.points import interpolate
 from torchmor.engine.regression import RIDGES, regress, regress_nonnegative
 
@@ -20,11 +21,9 @@ def test_regression_is_ridge_regression_with_a_free_constant():
     for ridge in (0.0, 1e-3, 1.0):
         matrix, shift, _ = regress(features, target, ridge)
         centered = features - features.mean(axis=1, keepdims=True)
-        weight = ridge * np.sum(centered**2) / 6
+        weight = ridge * np.diag(np.sum(centered**2, axis=1))
         expected = (
-            (target - target.mean(axis=1, keepdims=True))
-            @ centered.T
-            @ np.linalg.inv(centered @ centered.T + weight * np.eye(6))
+            (target - target.mean(axis=1, keepdims=True)) @ centered.T @ np.linalg.inv(centered @ centered.T + weight)
         )
         np.testing.assert_allclose(matrix, expected, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(shift, (target - matrix @ features).mean(axis=1), atol=1e-12)
@@ -36,6 +35,55 @@ def test_chosen_ridge_is_one_of_the_candidates_and_resists_noise():
     chosen, _, _ = regress(features, target)
     assert any(np.array_equal(chosen, regress(features, target, ridge)[0]) for ridge in RIDGES)
     assert np.linalg.norm(chosen) < np.linalg.norm(regress(features, target, 0.0)[0])
+
+
+def test_units_of_features_do_not_matter():
+    """Law: ``N features`` is the same; so is the chosen ridge, and what is never negative."""
+    features, target = rng.normal(size=(6, 60)) + 2.0, rng.normal(size=(3, 60))
+    units = 10.0 ** rng.uniform(-4, 4, size=(6, 1))
+    for ridge in (None, 0.0, 1e-2):
+        matrix, shift, error = regress(features, target, ridge)
+        scaled = regress(features * units, target, ridge)
+        np.testing.assert_allclose(scaled.matrix * units.T, matrix, rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(scaled.shift, shift, rtol=1e-8)
+        assert scaled.held_out_error == (None if ridge is not None else pytest.approx(error, rel=1e-9))
+    exact = np.abs(rng.normal(size=(2, 6))) @ features**2
+    for size in (1e-20, 1.0, 1e20):  # of the target, too
+        found = regress_nonnegative(features**2 * units, size * exact)
+        np.testing.assert_allclose(found.matrix * units.T, size * regress_nonnegative(features**2, exact).matrix)
+
+
+def test_constant_features_are_left_out():
+    """Rounding of their means is no feature, however its unit makes it look."""
+    features, target = rng.normal(size=(4, 50)), rng.normal(size=(2, 50))
+    matrix = regress(np.vstack([features, np.full((1, 50), 0.1)]), target, 0.0).matrix
+    np.testing.assert_array_equal(matrix[:, 4], 0.0)
+    np.testing.assert_allclose(matrix[:, :4], regress(features, target, 0.0).matrix)
+    nothing = regress(np.zeros((0, 50)), target)
+    assert nothing.matrix.shape == (2, 0)
+    np.testing.assert_allclose(nothing.shift, target.mean(axis=1))
+
+
+def test_whole_samples_are_held_out_whatever_their_order():
+    """Class-sorted samples: the error is not that of a class that the fit has never seen."""
+    classes = np.repeat([0.0, 4.0, -4.0, 9.0], 500)
+    order, noise = rng.permutation(2000), rng.normal(size=(3, 2000))
+    features = noise + classes
+    target = np.tanh(features[:1]) + 0.1 * np.abs(features[1:2])
+    orders = np.arange(2000), np.arange(2000)[::-1], order
+    errors = [regress(features[:, one], target[:, one]).held_out_error for one in orders]
+    assert max(errors) < 1.2 * min(errors)
+
+
+def test_a_sample_is_held_out_as_a_whole_and_none_of_one():
+    samples = np.repeat(np.arange(10), 7)
+    mask = held_out_columns(samples)
+    assert mask.sum() == 14 and len(set(samples[mask])) == 2 and not set(samples[mask]) & set(samples[~mask])
+    assert not held_out_columns(np.zeros(30)).any()
+    features, target = rng.normal(size=(3, 30)), rng.normal(size=(2, 30))
+    for fit in (regress, regress_nonnegative):
+        assert fit(features**2, target**2, held_out=np.zeros(30, dtype=bool)).held_out_error is None
+        assert fit(features[:, :3] ** 2, target[:, :3]).held_out_error > 0
 
 
 @pytest.mark.parametrize("columns", [3, 40])

@@ -8,10 +8,10 @@ from torch import nn
 from catalogue import CATALOGUE, traced
 from torchmor.adapters.tracing.classifier import trace
 from torchmor.engine import functions
-from torchmor.engine.expressions import Expression
+from torchmor.engine.expressions import Expression, apply_primitive
 from torchmor.engine.fitting import Training, fit_chain
 from torchmor.engine.models import ode_layer_model
-from torchmor.engine.normalisation import absorbed_stages, of_quotient, sources_read
+from torchmor.engine.normalisation import absorbed_stages, of_quotients, quotients_of, sources_read
 from torchmor.engine.reduction import SnapshotReductor
 from torchmor.engine.time_steppers import RungeKuttaTimeStepper
 
@@ -41,30 +41,84 @@ def normalised():
     return chain_of(nn.Linear(12, 24), nn.GroupNorm(3, 24), nn.ReLU(), nn.Linear(24, 12), nn.GroupNorm(2, 12))
 
 
+A, B, C, D = (Expression.argument(i, 4) for i in range(4))
+
+
+def of(name, *operands, **parameters):
+    return apply_primitive(name, operands, parameters)
+
+
+def check(expression, form, arity):
+    arguments = rng.normal(size=(arity, 3, 5)) + 3
+    quotients = [functions.evaluate(quotient, arguments) for quotient in form.quotients]
+    value = functions.evaluate(form.psi, [*quotients, *(arguments[i] for i in form.others)])
+    np.testing.assert_allclose(value, functions.evaluate(expression, arguments), rtol=1e-12)
+
+
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_quotients_are_functions_of_the_quotient(name):
-    a, b = rng.normal(size=(2, 3, 5)) + 3
-    found = {stage.name: (stage.expression, of_quotient(stage.expression)) for stage in traced(name).stages}
+    chain = traced(name)
+    found = {stage.name: (stage.expression, quotients_of(chain, stage)) for stage in chain.stages}
     found = {stage: pair for stage, pair in found.items() if pair[1] is not None}
-    assert list(found) == QUOTIENTS.get(name, [])
-    for expression, psi in found.values():
-        value = functions.evaluate(expression, [a, b])
-        np.testing.assert_allclose(functions.evaluate(psi, [a / b]), value, rtol=1e-12)
+    for expression, form in found.values():
+        check(expression, form, expression.arity)
+    assert set(QUOTIENTS.get(name, [])) <= set(found)
+
+
+QUOTIENT = of("div", A, B)
+GATED = of("mul", QUOTIENT, of("sigmoid", C))
+
+
+@pytest.mark.parametrize(
+    ("expression", "others", "divisors"),
+    [
+        (QUOTIENT, (), {1}),
+        (of("tanh", GATED), (2,), {1}),
+        (of("mul", of("sigmoid", C), QUOTIENT), (2,), {1}),
+        (of("add", GATED, D), (2, 3), {1}),
+        (of("div", of("tanh", QUOTIENT), of("add", 1.0, of("abs", C))), (2,), {1}),
+        (of("mul", QUOTIENT, of("div", C, D)), (), {1, 3}),
+        (of("mul", QUOTIENT, of("div", C, B)), (), {1}),
+        (of("mul", QUOTIENT, A), (0,), {1}),
+        (of("div", A, of("sqrt", of("add", B, 1e-5))), (), {1}),
+        (of("mul", of("mul", of("rsqrt", of("add", B, 1e-5)), A), C), (2,), {1}),
+        (of("mul", A, of("pow", of("maximum", B, 1e-5), -0.5)), (), {1}),
+        (of("div", of("div", A, B), C), (), {1, 2}),
+    ],
+)
+def test_quotients(expression, others, divisors):
+    form = of_quotients(expression)
+    assert (form.others, form.divisors) == (others, divisors)
+    check(expression, form, 4)
 
 
 @pytest.mark.parametrize(
     "expression",
     [
-        Expression.of("mul"),
-        Expression.of("tanh"),
-        Expression.of("div").with_arguments([1, 0], 2),
-        Expression.of("add").substitute([Expression.of("div"), Expression.argument(1, 2)]),
-        Expression.argument(1, 2),
+        of("mul", A, B),
+        of("tanh", A),
+        of("div", 1.0, A),
+        of("add", QUOTIENT, B),
+        of("sub", of("div", A, B), of("div", B, A)),
+        of("div", A, of("add", 1.0, of("exp", B))),
+        of("mul", A, of("sigmoid", B)),
+        of("div", A, of("add", A, B)),
+        B,
     ],
-    ids=["product", "one argument", "the other way round", "divisor read again", "no instruction"],
+    ids=[
+        "product",
+        "one argument",
+        "reciprocal",
+        "divisor read again",
+        "both ways round",
+        "sigmoid",
+        "gate",
+        "divisor with numerator",
+        "no instruction",
+    ],
 )
 def test_no_quotients(expression):
-    assert of_quotient(expression) is None
+    assert of_quotients(expression) is None
 
 
 def test_statistics_and_plain_quotients_are_absorbed():

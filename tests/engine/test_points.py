@@ -11,6 +11,7 @@ from torchmor.engine import points as points_module
 from torchmor.engine.bases import pod
 from torchmor.engine.errors import SizeError
 from torchmor.engine.points import INTERPOLATING, collateral_basis, interpolate, oversample
+from torchmor.engine.thinning import thinned
 
 over_selections = pytest.mark.parametrize("selection", INTERPOLATING)
 
@@ -103,11 +104,11 @@ def test_values_that_are_all_zero(selection):
         interpolated(1, selection, np.zeros((5, 4)))
 
 
-def test_greedy_selection_works_on_evenly_chosen_snapshots(monkeypatch):
+def test_greedy_selection_works_on_thinned_snapshots(monkeypatch):
     monkeypatch.setattr(points_module, "GREEDY_SNAPSHOTS", 20)
-    sampled, values = interpolated(6, "ei_greedy")
-    chosen = values[:, np.linspace(0, 59, 20).astype(int)]
-    few, _ = interpolated(6, "ei_greedy", chosen)
+    sampled, values = interpolated(8, "ei_greedy")
+    chosen = values[:, thinned(60, 20)]
+    few, _ = interpolated(8, "ei_greedy", chosen)
     np.testing.assert_array_equal(sampled.points, few.points)
     np.testing.assert_allclose(sampled.lift @ values[sampled.points], values, atol=0.1)
 

@@ -1,5 +1,7 @@
 """The command line: help, a saved file in words, and one clean line for each error."""
 
+import io
+import sys
 from importlib import metadata
 
 import pytest
@@ -83,6 +85,8 @@ def test_info_of_several_layers(capsys, tmp_path):
         (SizeError("expected one,\n   got two"), 2, "torchmor: expected one, got two\n"),
         (ModuleNotFoundError("no", name="sklearn"), 2, "torchmor: this command needs sklearn: pip install"),
         (PermissionError(13, "Permission denied", "/root"), 2, "torchmor: Permission denied: /root\n"),
+        (OSError(28, "No space left on device"), 2, "torchmor: No space left on device\n"),
+        (OSError("one\x1b[31m\ntwo"), 2, "torchmor: one\\x1b[31m two\n"),
     ],
 )
 def test_what_goes_wrong_is_one_line(capsys, monkeypatch, raised, code, said):
@@ -103,3 +107,63 @@ def test_faults_of_ours_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("torchmor.experiments.inspect.saved_file.describe", fail)
     with pytest.raises(ValueError, match="a fault of ours"):
         main(["info", "any.safetensors"])
+
+
+COMMANDS = ("demo", "convolutional", "recurrent", "functions")
+ABSURD = [
+    (["--threads", "0"], "expected --threads from 1 to 1024, got 0"),
+    (["--threads", "-1"], "got -1"),
+    (["--threads", str(10**10)], "got 10000000000"),
+    (["--seed", "-1"], "got -1"),
+    (["--seed", str(2**64)], "got 18446744073709551616"),
+    (["--out", "a file"], "as --out, got a file: a file is a file"),
+    (["--out", "a file/folder"], "a file is a file"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("arguments", "said"), ABSURD)
+def test_absurd_arguments(capsys, tmp_path, monkeypatch, command, arguments, said):
+    """They are told in one line before anything is computed or written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").write_text("mine")
+    code, out, err = run(capsys, command, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1) and said in err.replace(f"{tmp_path}/", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["a file"] and (tmp_path / "a file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", COMMANDS[1:])
+@pytest.mark.parametrize("folder", ["missing", "a file"])
+def test_data_folder_that_is_none(capsys, tmp_path, monkeypatch, command, folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").write_text("mine")
+    code, out, err = run(capsys, command, "--data-dir", folder)
+    assert (code, out, err) == (2, "", f"torchmor: expected a folder as --data-dir, got {folder}, which is none\n")
+
+
+@pytest.mark.parametrize("seeds", ["0", "-3", str(2**33)])
+def test_number_of_seeds(capsys, seeds):
+    code, _, err = run(capsys, "recurrent", "--seeds", seeds)
+    assert (code, err.count("\n")) == (2, 1) and f"got {seeds}" in err
+
+
+def test_folder_that_may_not_be_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    code, _, err = run(capsys, "demo", "--out", str(tmp_path / "new"))
+    assert (code, err.count("\n")) == (2, 1) and "may be written as --out" in err
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "a", "b"], ["demo", "--threads", "x"], ["demo", "--what"]])
+def test_wrong_commands_have_no_traceback(capsys, arguments):
+    code, out, err = run(capsys, *arguments)
+    assert code in (1, 2) and "Traceback" not in out + err
+
+
+def test_terminals_that_know_ascii_only(saved, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    monkeypatch.setattr("torchmor.experiments.inspect.saved_file.describe", lambda path: "4 × 5")
+    with pytest.raises(SystemExit) as exit_:
+        main(["info", str(saved)])
+    sys.stdout.flush()
+    assert not exit_.value.code and raw.getvalue() == b"4 \\xd7 5\n"

@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,17 +153,17 @@ def test_other_module(module, tmp_path):
         export_operators(module, tmp_path / "operators.npz")
 
 
-@pytest.mark.parametrize(("suffix", "writer"), [(".npz", "numpy.savez"), (".mat", "scipy.io.savemat")])
-def test_crash_while_writing_leaves_the_old_file(suffix, writer, tmp_path, monkeypatch):
+@pytest.mark.parametrize("suffix", [".npz", ".mat"])
+def test_crash_while_writing_leaves_the_old_file(suffix, tmp_path, monkeypatch):
     layer, path = layer_of("dense"), tmp_path / f"a file with spaces{suffix}"
     export_operators(layer, str(path))
-    before = path.read_bytes()
+    before, write_bytes = path.read_bytes(), Path.write_bytes
 
-    def half(temporary, *_, **__):
-        temporary.write_bytes(b"half of it")
+    def half(temporary, data):
+        write_bytes(temporary, data[:50])
         raise OSError("no space left")
 
-    monkeypatch.setattr(writer, half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="no space left"):
         export_operators(layer, path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]

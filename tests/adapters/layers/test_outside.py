@@ -1,14 +1,15 @@
 """States outside the calibration data: distance, warning, callback."""
 
+import contextlib
 import copy
 import warnings
 
 import pytest
 import torch
 
-from networks import dense
+from networks import NETWORKS, dense
 from torchmor.adapters import load, reduce_network, save
-from torchmor.engine.errors import NoRecordError, OutsideCalibrationWarning
+from torchmor.engine.errors import NoRecordError, OutsideCalibrationWarning, SolverError
 
 X = torch.randn(400, 5, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.tensor([1.0, 1, 0.01, 0.01, 0]))
 
@@ -86,3 +87,36 @@ def test_impossible(small):
 def test_kept_state_is_never_outside():
     small = reduce_network(dense(12), "ode", X, state_dim="full", points=6)
     assert small.ode.distance(torch.randn(3, 12)).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("state_dim", [3, "full"])
+def test_states_that_are_not_finite_are_told(value, state_dim):
+    small = reduce_network(dense(), "ode", X, state_dim=state_dim, points=4)
+    small.ode.on_outside = "warn"
+    state = small.ode.decode(torch.randn(5, small.ode.ode.state_size)).detach()
+    small.ode(state)
+    state[2, 1] = value
+    assert small.ode.distance(state).isnan().tolist() == [False, False, True, False, False]
+    with pytest.warns(OutsideCalibrationWarning, match="1 of 5 states, or their inputs, contain NaN or infinity"):
+        small.ode(state)
+    seen = []
+    small.ode.on_outside = seen.append
+    small.ode(state)
+    assert seen[0].isnan().tolist() == [False, False, True, False, False]
+
+
+def test_inputs_that_are_not_finite_are_told():
+    """Of a callable; samples that are not finite are refused anyway."""
+    entry = NETWORKS["callable input"]
+    layer = reduce_network(entry.network(), entry.layer, entry.batch(), **entry.sizes).get_submodule(entry.layer)
+    seen = []
+    layer.on_outside = seen.append
+    state = layer.decode(torch.zeros(4, layer.ode.state_size, dtype=torch.float64)).detach()
+    u = torch.zeros(4, layer.ode.input_size, dtype=torch.float64)
+    layer(state, lambda t: u)
+    assert not seen
+    u[1, 0] = float("nan")
+    with contextlib.suppress(SolverError):
+        layer(state, lambda t: u)
+    assert seen[0].isnan().tolist() == [False, True, False, False]

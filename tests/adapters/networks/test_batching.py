@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from networks import Tanh
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from networks import Tanh
 from torchmor.adapters import ODELayer, collect_snapshots, reduce_network
 from torchmor.adapters.networks.batching import find_batched, sample_dims, with_batched
 from torchmor.adapters.networks.calibration import Calibration

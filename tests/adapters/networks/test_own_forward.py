@@ -97,7 +97,11 @@ def decided(case):
 def others(arguments):
     """Other values than those of the calibration, of fewer samples."""
     return tuple(
-        a * 1.5 if isinstance(a, float) or not a.ndim or len(a) == 1 else ~a[:5] if a.dtype == torch.bool else 0.5 * a[:5]
+        a * 1.5
+        if isinstance(a, float) or not a.ndim or len(a) == 1
+        else ~a[:5]
+        if a.dtype == torch.bool
+        else 0.5 * a[:5]
         for a in arguments
     )
 

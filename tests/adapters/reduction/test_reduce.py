@@ -672,9 +672,15 @@ def test_diverging_reduction(settings):
 
 def test_network_that_cannot_be_copied():
     network = DENSE.network()
-    network.last = network(X)
-    with pytest.raises(UnsupportedOperationError, match=r"network that can be copied.*detach tensors that it keeps"):
+    network.file = open(__file__, encoding="utf-8")  # noqa: SIM115
+    with network.file, pytest.raises(UnsupportedOperationError, match=r"network that can be copied.*TextIOWrapper"):
         reduced(network=network)
+
+
+def test_network_that_keeps_results():
+    network = DENSE.network()
+    network.last = network(X)
+    assert reduced(network=network).ode.explain().errors == reduced(network=DENSE.network()).ode.explain().errors
 
 
 def test_diverging_network():

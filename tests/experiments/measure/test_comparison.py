@@ -12,6 +12,7 @@ from torchmor.adapters import ODELayer
 from torchmor.adapters.layers.placing import with_layers
 from torchmor.adapters.solving.steps import Steps
 from torchmor.experiments.data.labelled import DataSet, Labelled
+from torchmor.experiments.measure import comparison
 from torchmor.experiments.measure.comparison import (
     BATCHES,
     Candidate,
@@ -23,6 +24,7 @@ from torchmor.experiments.measure.comparison import (
     size_words,
     solved_by,
 )
+from torchmor.experiments.measure.contradictions import MOST_MEASUREMENTS
 from torchmor.experiments.measure.timing import Timing
 
 
@@ -108,3 +110,67 @@ def test_layer_arguments_and_evaluations():
     assert torch.equal(state, full.stem(inputs))
     assert evaluations(solved_by(full, "ode", Steps("midpoint", 3)), "ode", inputs) == 6
     assert solved_by(full, "ode", None) is full
+
+
+def clock(monkeypatch, layer_s, network_s, without_s):
+    """Time by a script: each measurement takes the next of these numbers, the last ones again and again."""
+    scripts = {"layer": list(layer_s), "network": list(network_s), "without": list(without_s)}
+    seen = []
+
+    def next_of(name):
+        return timing(scripts[name].pop(0) if len(scripts[name]) > 1 else scripts[name][0])
+
+    def compare(calls, **_):
+        part = "network" if "without" in calls else "layer"
+        seen.append(part)
+        found = {"candidate": next_of(part), "yardstick": timing(1e-3)}
+        return found | ({"without": next_of("without")} if "without" in calls else {})
+
+    monkeypatch.setattr(comparison, "BATCHES", (1,))
+    monkeypatch.setattr(comparison, "compare_times", compare)
+    return seen
+
+
+def measured():
+    net = network()
+    return Measurement(net, "ode", data(), repeats=1).row(Candidate("full", {"n": 4}, net))
+
+
+@pytest.mark.parametrize("times", [([3.0, 1.0], [1.0, 2.0], [0.5]), ([1.0], [2.0], [3.0, 0.5])])
+def test_impossible_times_are_measured_again(monkeypatch, times):
+    seen = clock(monkeypatch, *times)
+    row = measured()
+    assert seen == ["layer", "network"] * 2
+    assert row.impossible == ()
+    assert (row.layer[1].wall_s, row.network[1].wall_s) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        (([3.0], [1.0], [0.5]), "at batch 1 the whole network takes less time than its ODE layer"),
+        (([1.0], [2.0], [3.0]), "at batch 1 the whole network takes less time than the network without it"),
+    ],
+)
+def test_times_that_stay_impossible_are_marked(monkeypatch, times, words):
+    seen = clock(monkeypatch, *times)
+    row = measured()
+    assert len(seen) == 2 * MOST_MEASUREMENTS
+    assert row.impossible == (words,)
+    assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
+
+
+def test_noise_is_not_impossible(monkeypatch):
+    clock(monkeypatch, [1.05], [1.0], [1.05])
+    assert measured().impossible == ()
+
+
+def test_rows_that_contradict_the_one_without_the_layer_are_marked():
+    """On one yardstick: also rows that were measured at other times."""
+    skipped = make_row("skipped", {}, "none", 30.0, 1e-6, network_s=2e-3)
+    fine = make_row("full", {"n": 4}, "dopri5", 90.0, 1e-3, network_s=3e-3)
+    broken = make_row("fitted", {"r": 4, "m": 4}, "dopri5", 90.0, 1e-3, network_s=1.5e-3)
+    found = on_one_yardstick([fine, broken, skipped])
+    assert [bool(row.impossible) for row in found] == [False, True, False]
+    assert "at batch 256 the whole network takes less time than the network without it" in found[1].impossible
+    assert on_one_yardstick(found) == found

@@ -1,6 +1,7 @@
 """Results survive interruptions, and are never mixed with those of other settings."""
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -60,8 +61,78 @@ def test_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     results = ResultsFile(tmp_path / "results.jsonl", {})
     results.add(*KEY, ROW)
     before = results.path.read_text()
-    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         results.add("b", *KEY[1:], ROW)
     assert results.path.read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_two_runs_at_once_keep_all_rows(tmp_path):
+    path = tmp_path / "results.jsonl"
+    runs = [ResultsFile(path, {}) for _ in range(2)]
+
+    def add(run, number):
+        for i in range(40):
+            run.add(f"{number}-{i}", *KEY[1:], ROW)
+
+    threads = [threading.Thread(target=add, args=(run, number)) for number, run in enumerate(runs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = ResultsFile(path, {})
+    assert found.damaged == 0 and len(path.read_text().splitlines()) == 81
+    assert all(found.find(f"{number}-{i}", *KEY[1:]) == ROW for number in range(2) for i in range(40))
+
+
+def test_a_run_that_was_put_aside_goes_on_there(tmp_path):
+    path = tmp_path / "results.jsonl"
+    first = ResultsFile(path, {"threads": 1})
+    first.add(*KEY, ROW)
+    second = ResultsFile(path, {"threads": 2})
+    second.add(*KEY, "failed")
+    first.add("b", *KEY[1:], ROW)
+    second.add("b", *KEY[1:], "failed")
+    for name, threads, found in (("results-1.jsonl", 1, ROW), ("results.jsonl", 2, "failed")):
+        again = ResultsFile(tmp_path / name, {"threads": threads})
+        assert again.renamed is None
+        assert again.find(*KEY) == again.find("b", *KEY[1:]) == found
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("cut", [1, 20, -1])
+def test_half_a_row_is_mended(tmp_path, cut):
+    """A row that was cut is measured again; one that lacks only the end of its line is kept."""
+    path = tmp_path / "results.jsonl"
+    results = ResultsFile(path, {})
+    results.add(*KEY, ROW)
+    whole = path.read_bytes()
+    results.add("b", *KEY[1:], ROW)
+    path.write_bytes(whole + path.read_bytes()[len(whole) :][:cut])
+    again = ResultsFile(path, {})
+    assert again.find(*KEY) == ROW and again.find("b", *KEY[1:]) == (ROW if cut == -1 else None)
+    assert again.damaged == (0 if cut == -1 else 1)
+    again.add("c", *KEY[1:], ROW)
+    third = ResultsFile(path, {})
+    assert third.damaged == 0 and third.find("c", *KEY[1:]) == ROW
+
+
+@pytest.mark.parametrize("line", [b"{}", b"\xff\xfe", b"[1]", b'{"network": 1}', bytes(100), b"[" * 100_000])
+def test_lines_that_are_no_rows(tmp_path, line):
+    path = tmp_path / "results.jsonl"
+    results = ResultsFile(path, {})
+    results.add(*KEY, ROW)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    results.add("b", *KEY[1:], ROW)
+    again = ResultsFile(path, {})
+    assert again.damaged == 1 and again.find(*KEY) == again.find("b", *KEY[1:]) == ROW
+
+
+def test_a_file_that_was_deleted_is_written_again(tmp_path):
+    results = ResultsFile(tmp_path / "results.jsonl", {})
+    results.add(*KEY, ROW)
+    results.path.unlink()
+    results.add("b", *KEY[1:], ROW)
+    again = ResultsFile(results.path, {})
+    assert again.find(*KEY) == again.find("b", *KEY[1:]) == ROW

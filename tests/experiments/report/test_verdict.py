@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -192,3 +193,55 @@ def test_rows_without_times():
     some = entries({0: [FULL, MIDPOINT, SKIPPED, reduced(95, None), reduced(94.9, 0.03, method="pod-qdeim")]})
     assert [row.method for row in ranking(some, "layer", 256)] == ["pod-qdeim", "full"]
     assert "POD–Q-DEIM" in findings(some)[2]
+
+
+BROKEN = ("at batch 256 the whole network takes less time than its ODE layer",)
+
+
+def test_no_verdict_of_speed_on_impossible_times():
+    """The fastest of all is broken: the next one counts, and what was left out is said."""
+    broken = replace(reduced(95.0, 0.001), impossible=BROKEN)
+    fine = reduced(94.9, 0.02)
+    rows = [FULL, MIDPOINT, SKIPPED, broken, fine]
+    assert best_reduced(rows) is fine
+    lines = verdict(rows)
+    assert any("5.0 times as fast as the one to beat" in line for line in lines)
+    (line,) = [line for line in lines if "impossible" in line]
+    assert says(line, "left out of all that is said about speed", "POD–DEIM, dopri5, r 1,024, m 2,048", BROKEN[0])
+    fast = replace(MIDPOINT, impossible=BROKEN)
+    assert cheapest_full([FULL, fast, SKIPPED, fine]) is FULL
+
+
+@pytest.mark.parametrize("which", ["full", "ours"])
+def test_nothing_is_said_about_speed_if_what_is_compared_is_impossible(which):
+    ours, full_row = reduced(95.0, 0.001), FULL
+    if which == "full":
+        full_row = replace(FULL, impossible=BROKEN)
+    else:
+        ours = replace(ours, impossible=BROKEN)
+    rows = [full_row, SKIPPED, ours]
+    text = " ".join(verdict(rows))
+    assert "so nothing is said about speed" in text
+    assert not re.search(r"times as (fast|long)|slower|faster| ms|fastest", text.replace("takes less time", ""))
+    console = Console(file=io.StringIO(), width=140)
+    print_table(console, rows)
+    table = console.file.getvalue()
+    assert f"?: an impossible time, which is compared with nothing: {BROKEN[0]}" in table
+    assert len(re.findall(r"\d \?", table)) == 2
+
+
+def test_findings_leave_impossible_rows_out():
+    rows = plausible_rows(0, 3136, True, True)
+    fastest = min((row for row in rows if row.ours), key=lambda row: row.layer[256].wall_s)
+    first = ranking(entries({0: rows}), "layer", 256)[0]
+    for one in (fastest, first):
+        marked = [replace(row, impossible=BROKEN) if row is one else row for row in rows]
+        found = entries({0: marked})
+        assert not any(row.impossible for row in ranking(found, "layer", 256))
+        assert ranking(found, "layer", 256)
+        assert any("left out of all that is said about speed" in line for line in findings(found))
+    none = entries({0: [replace(rows[0], impossible=BROKEN), *rows[1:]]})
+    assert to_beat(none) is None
+    text = " ".join(findings(none))
+    assert "so nothing is said about speed" in text
+    assert "wins" not in text

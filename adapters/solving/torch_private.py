@@ -1,0 +1,102 @@
+"""What torchmor uses of torch that torch may change in any version: the only file that knows these modules.
+
+What is heavy is imported when it is called: running a reduced layer needs none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
+
+__all__ = [
+    "TorchDispatchMode",
+    "aoti_compile_and_package",
+    "aoti_load_package",
+    "argument_schemas",
+    "decompositions",
+    "forget_compiled",
+    "make_fx",
+    "mark_dynamic",
+    "operation_name",
+    "recompiling",
+    "tracing_compiled",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_map_only",
+    "tree_unflatten",
+    "version",
+    "without_repetitions",
+]
+
+
+def operation_name(target: Any) -> str | None:
+    """Return the name of an operation of a graph, without "aten::" and overload; None for what is no operation."""
+    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else None
+
+
+def argument_schemas(target: Any) -> Sequence[Any]:
+    """Return the schemas of an operation's arguments, which have names and default values."""
+    return target._schema.arguments
+
+
+def version(tensor: Tensor) -> int:
+    """Return a number that grows whenever a tensor is changed in place."""
+    return tensor._version
+
+
+def make_fx(function: Callable[..., Any], **options: Any) -> Callable[..., fx.GraphModule]:
+    """Return what traces a function of tensors to a graph of its operations."""
+    from torch.fx.experimental import proxy_tensor
+
+    return proxy_tensor.make_fx(function, **options)
+
+
+def without_repetitions(graph: fx.Graph) -> fx.Graph:
+    """Return a graph in which nothing is computed twice."""
+    from torch._functorch.compile_utils import fx_graph_cse
+
+    return fx_graph_cse(graph)
+
+
+def tracing_compiled() -> AbstractContextManager[Any]:
+    """Return a context in which graphs are traced through what is compiled."""
+    return torch._dynamo.config.patch(error_on_nested_fx_trace=False)
+
+
+def recompiling(times: int) -> AbstractContextManager[Any]:
+    """Return a context in which a function is compiled up to so many times."""
+    return torch._dynamo.config.patch(recompile_limit=times)
+
+
+def mark_dynamic(tensor: Tensor, dimension: int) -> None:
+    """Let code be compiled for any length of a tensor along a dimension."""
+    torch._dynamo.mark_dynamic(tensor, dimension)
+
+
+def forget_compiled() -> None:
+    """Forget all that was compiled."""
+    torch._dynamo.reset()
+
+
+def decompositions(operations: Sequence[Any]) -> dict[Any, Callable[..., Any]]:
+    """Return how operations are made of simpler ones."""
+    from torch import _decomp
+
+    return dict(_decomp.get_decompositions(operations))
+
+
+def aoti_compile_and_package(program: Any, **options: Any) -> Any:
+    """Compile an exported program to an AOTInductor package."""
+    return torch._inductor.aoti_compile_and_package(program, **options)
+
+
+def aoti_load_package(path: str) -> Callable[..., Any]:
+    """Load an AOTInductor package as a function."""
+    return torch._inductor.aoti_load_package(path)
