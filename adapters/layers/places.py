@@ -48,10 +48,7 @@ def get(func: Any, place: Place) -> Any:
         There is none.
     """
     for step in place:
-        if step[0] == "attribute":
-            func = getattr(func, step[1])
-        else:
-            func = dict(_steps(func))[step]
+        func = getattr(func, step[1]) if step[0] == "attribute" else dict(_steps(func))[step]
     return func
 
 

@@ -51,8 +51,8 @@ class FoundLayer:
     solver
         The solver in words.
     output
-        What the module returns: "final", "trajectory", or which times in which order of axes; "by its own forward" where
-        it goes on to compute its states and outputs itself; "" where it is unknown.
+        What the module returns: "final", "trajectory", or which times in which order of axes; "by its own forward"
+        where it goes on to compute its outputs itself; "" where it is unknown.
     evaluations
         Evaluations of the ODE function in one forward pass of the network.
     time_share

@@ -213,7 +213,7 @@ class Run:
 
 
 def run_variants(network: nn.Module, chosen: Sequence[Variant], attribute: tuple[str, str] | None = None) -> list[Run]:
-    """Run a network on some calls, and watch its solves; those that it does not take, though it need not, are left out."""
+    """Run a network on some calls, and watch its solves; calls that it need not take, and does not, are left out."""
     runs: list[Run] = []
     for variant in chosen:
         if variant.argument is not None and any(run.variant.argument == variant.argument for run in runs):
