@@ -21,7 +21,7 @@ from torchmor.adapters.networks import torchdyn_layers
 from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, now, watched
-from torchmor.adapters.networks.stand_in import run_variants, stand_in
+from torchmor.adapters.networks.stand_in import Run, replaced, run_variants
 from torchmor.adapters.networks.variants import variants
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import solver_name
@@ -30,6 +30,9 @@ from torchmor.engine.text_table import text_table
 
 #: The share of run time is the median of so many passes.
 TIMED_PASSES = 3
+
+#: What a module returns that goes on to run its own forward.
+OWN = "by its own forward"
 
 _HEADINGS = ("name", "kind", "ODE function", "state", "solver", "output", "evaluations", "time", "can be reduced")
 
@@ -136,15 +139,10 @@ def find_ode_layers(network: nn.Module, *example: Any) -> list[FoundLayer]:
     batch = Batch(example, np.arange(sizes[0]), 0)
     scratch = copied(network).eval()
     with evaluation(scratch):
-        runs = [
-            [call for call in run.calls if not isinstance(call.module, ReducedODELayer)]
-            for run in run_variants(scratch, variants([batch]))
-        ]
-        by_name = {call.name: [one for found in runs for one in found if one.name == call.name] for call in runs[0]}
-        shares = _time_shares(scratch, batch, by_name)
-        return FoundLayers(
-            _found(scratch, name, by_name[name], _evaluations(runs[0], name), shares[name]) for name in by_name
-        )
+        runs = run_variants(scratch, variants([batch]))
+        names = dict.fromkeys(c.name for c in runs[0].calls if not isinstance(c.module, ReducedODELayer))
+        shares = _time_shares(scratch, batch, names)
+        return FoundLayers(_found(scratch, name, runs, shares[name]) for name in names)
 
 
 def _evaluations(calls: Sequence[ModuleCall], name: str) -> int:
@@ -163,22 +161,23 @@ def _time_shares(network: nn.Module, batch: Batch, names: Collection[str]) -> di
     return {name: median(found) for name, found in shares.items()}
 
 
-def _found(network: nn.Module, name: str, calls: list[ModuleCall], evaluations: int, share: float) -> FoundLayer:
-    call, solve = calls[0], calls[0].solves[0]
-    module, func, output, obstacle, layer = call.module, solve.func, "", "", None
+def _found(network: nn.Module, name: str, runs: Sequence[Run], share: float) -> FoundLayer:
+    call = next(call for call in runs[0].calls if call.name == name)
+    solve, module = call.solves[0], call.module
+    func, output, obstacle, layer = solve.func, "", "", None
     kind = "torchdyn" if torchdyn_layers.is_neural_ode(module) else "torchdiffeq"
     batch_dims = 1
     try:
         if isinstance(module, ODELayer):
             kind, func, layer, output = "ODELayer", module.func, module, module.output
-            _trace(layer, module, call)
+            _trace(layer, network, runs[0])
         else:
-            block = stand_in(name, calls)
+            found, layer_name = replaced(network, name, module, runs)
+            layer, block = found.get_submodule(layer_name), found.get_submodule(name)
             form = block.form if isinstance(block, SolvedBlock) else own_form(block)
-            layer = block.layer if isinstance(form, CallForm) else block.get_submodule(form.layer)
-            output = _output_words(form) if isinstance(form, CallForm) else "by its own forward"
-            batch_dims = form.batch_dims
-            _trace(layer, block, call)
+            batch_dims = 1 if form is None else form.batch_dims
+            output = _output_words(form) if isinstance(form, CallForm) else layer.output if form is None else OWN
+            _trace(layer, found, runs[0])
     except TorchmorError as error:
         obstacle = str(error)
     except Exception as error:  # of the user's code, at an example of another size: it must not hide the other layers
@@ -191,13 +190,13 @@ def _found(network: nn.Module, name: str, calls: list[ModuleCall], evaluations: 
         tuple(y0.shape[batch_dims:]),
         _solver_words(call.module, solve, layer),
         output,
-        evaluations,
+        _evaluations(runs[0].calls, name),
         share,
         obstacle,
     )
 
 
-def _trace(layer: ODELayer, module: nn.Module, call: ModuleCall) -> None:
+def _trace(layer: ODELayer, network: nn.Module, run: Run) -> None:
     """Trace the ODE function at the first states that the solver takes."""
     seen: list[tuple[Tensor, Tensor | None]] = []
 
@@ -205,8 +204,8 @@ def _trace(layer: ODELayer, module: nn.Module, call: ModuleCall) -> None:
         if not seen:
             seen.append((y[:4].clone(), None if u is None else u[:4].clone()))
 
-    with torch.no_grad(), layer.observe(observe):
-        module(*call.args, **call.kwargs)
+    with evaluation(network), layer.observe(observe):
+        call_network(network, run.variant.batch)
     full_order_model(layer, *seen[0])
 
 

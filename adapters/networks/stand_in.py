@@ -94,7 +94,7 @@ def with_ode_layer(
         if not any(call.module is target for run in runs for call in run.calls):
             _refuse_other_module(network, name, module, runs)
         try:
-            return _replaced(network, name, target, runs, input_attribute)
+            return replaced(network, name, target, runs, input_attribute)
         except UnsupportedOperationError:
             of_data = [run.variant for run in runs if run.variant.argument is None]
             if len(of_data) == len(runs):
@@ -105,18 +105,35 @@ def with_ode_layer(
                 if run.variant.argument is not None:
                     again = run_variants(scratch, [*of_data, run.variant], attribute)
                     try:
-                        _replaced(network, name, target, again, input_attribute)
+                        replaced(network, name, target, again, input_attribute)
                     except UnsupportedOperationError:
                         frozen.append(run.variant.argument)
-            found = _replaced(network, name, target, run_variants(scratch, of_data, attribute), input_attribute)
+            found = replaced(network, name, target, run_variants(scratch, of_data, attribute), input_attribute)
         _warn_of_frozen(network, name, frozen)
         return found
 
 
-def _replaced(
-    network: nn.Module, name: str, target: nn.Module, runs: Sequence[Run], input_attribute: str | None
+def replaced(
+    network: nn.Module, name: str, target: nn.Module, runs: Sequence[Run], input_attribute: str | None = None
 ) -> tuple[nn.Module, str]:
-    """Return the network with what does the same as its module in some runs, and the name of its ODELayer."""
+    """Return the network with what does the same as its module in some runs, and the name of its ODELayer.
+
+    Parameters
+    ----------
+    network, name
+        The network, and the name of the module.
+    target
+        The module that ran, of the network or its copy.
+    runs
+        What the network did.
+    input_attribute
+        As of :func:`with_ode_layer`.
+
+    Raises
+    ------
+    UnsupportedOperationError
+        Nothing does.
+    """
     own = [call for run in runs for call in run.calls if call.module is target]
     for call in own:
         _check(name, call)
@@ -137,14 +154,14 @@ def _with_block(
     alone = block.form.plain and all(len(call.args) == 1 and not call.kwargs for call in own)
     for attributes_used in (False, True):
         stand_in = block.layer if alone and not attributes_used else _with_source(block, module, attributes_used)
-        replaced = copied(network, {id(module): stand_in.train(module.training)})
+        whole = copied(network, {id(module): stand_in.train(module.training)})
         try:
-            _check_runs(copied(replaced), runs, name, own[0].solves[0].exact)
+            _check_runs(copied(whole), runs, name, own[0].solves[0].exact)
             break
         except AttributeError:  # the network uses more of the module than its forward: keep a copy of it
             if attributes_used:
                 raise
-    return replaced, name if stand_in is block.layer else f"{name}.layer".removeprefix(".")
+    return whole, name if stand_in is block.layer else f"{name}.layer".removeprefix(".")
 
 
 def _with_own_forward(
@@ -242,30 +259,6 @@ def _refuse_other_module(network: nn.Module, name: str, module: nn.Module, runs:
         )
     find_layer(network, name)  # says which ODELayers there are
     raise UnknownLayerError(f"expected a module that solves an ODE on the calibration data, got {name!r}")
-
-
-def stand_in(name: str, calls: Sequence[ModuleCall]) -> nn.Module:
-    """Return what does what a module did in some calls: a block around an ODELayer, or its copy with one inside.
-
-    Raises
-    ------
-    UnsupportedOperationError
-        Neither does.
-    """
-    try:
-        return solved_block(name, calls)
-    except UnsupportedOperationError:
-        if torchdyn_layers.is_neural_ode(calls[0].module):
-            raise
-        for call in calls:
-            _check(name, call)
-        layer, form = own_forward(name, calls)
-    module = with_own_forward(copied(calls[0].module), layer, form)
-    with evaluation(module):
-        for call in calls:
-            torch.manual_seed(0)
-            _equal_outputs(name, module(*call.args, **call.kwargs), call)
-    return module
 
 
 def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | None = None) -> SolvedBlock:
