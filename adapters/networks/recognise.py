@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.ode_layer import ODELayer
