@@ -37,7 +37,7 @@ def handled(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     handles = _handles()
     if not handles:
         return _originals[name](*args, **kwargs)
-    handle = handles.pop()
+    handle = handles.pop()  # what it solves in turn is for the one outside of it
     try:
         return handle(name, _originals[name], args, kwargs)
     finally:
@@ -46,7 +46,7 @@ def handled(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _handles() -> list[Handle]:
     try:
-        return _of_thread.handles  # type: ignore[no-any-return]
+        return _of_thread.handles
     except AttributeError:
         _of_thread.handles = []
         return _of_thread.handles
