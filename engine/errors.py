@@ -93,6 +93,10 @@ class LittleGainWarning(TorchmorWarning):
     """The reduced layer costs hardly less than the full one: a reduction does not pay at these sizes."""
 
 
+class FrozenArgumentWarning(TorchmorWarning):
+    """An argument of a network decides about an ODE, and is frozen at its value on the calibration data."""
+
+
 class NotCompiledWarning(TorchmorWarning):
     """A network is compiled by `torch.compile`; its original is used, and the result is not compiled."""
 

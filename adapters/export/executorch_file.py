@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from torchmor.adapters.export.agreement import Agreement, compare
 from torchmor.adapters.export.failure import first_line
 from torchmor.adapters.export.graph import announce, exportable, suffixed, trace
 from torchmor.adapters.export.note import KEY, note
 from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import ExportError, MissingPackageError
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from torchmor.adapters.layers.own_forward import SolveForm
 from torchmor.adapters.layers.solved_block import CallForm
 from torchmor.adapters.layers.typed_data import mismatch
 from torchmor.adapters.solving.solve_settings import FIXED_GRID_METHODS, SolveSettings
@@ -52,6 +53,7 @@ class Configuration(TypedDict):
     version: int
     layers: dict[str, LayerEntry]
     blocks: NotRequired[dict[str, CallForm]]
+    own_forwards: NotRequired[dict[str, SolveForm]]
 
 
 class Options(TypedDict, total=False):
@@ -125,6 +127,12 @@ def _faults(config: Any, tensors: Mapping[str, Tensor]) -> Iterator[str]:
             yield f"expected a layer in the block {name!r}, got none"
         else:
             yield from (f"block {name!r} is damaged: {words}" for words in _faults_of_form(form, layer))
+    for name, solve in config.get("own_forwards", {}).items():
+        layer = config["layers"].get(f"{name}.{solve['layer']}".removeprefix("."))
+        if layer is None:
+            yield f"expected a layer {solve['layer']!r} in {name!r}, got none"
+        else:
+            yield from (f"module {name!r} is damaged: {words}" for words in _faults_of_solve(solve, layer))
 
 
 def _faults_of_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Iterator[str]:
@@ -246,10 +254,29 @@ def _faults_of_form(form: Mapping[str, Any], layer: Mapping[str, Any]) -> Iterat
         yield f"expected a permutation of {axes} axes, got {_short(values['axes'])}"
     if values["times_returned"] not in (-1, 0, 1):
         yield f"expected the times to be returned 0 times, or with sign 1 or -1, got {values['times_returned']}"
+    if values["method"] not in ("forward", "trajectory"):
+        yield f"expected the forward or trajectory of a module, got {_short(values['method'])}"
     times = values["t"]
     steps = [after - before for before, after in pairwise(times)]
     if len(times) < 2 or not (all(step > 0 for step in steps) or all(step < 0 for step in steps)):
         yield "expected times that increase or decrease"
+
+
+def _faults_of_solve(form: Mapping[str, Any], layer: LayerEntry) -> Iterator[str]:
+    inputs = form.get("inputs", ())
+    if not form["layer"].isidentifier():
+        yield f"expected a name of a layer, got {_short(form['layer'])}"
+    if layer["settings"].get("output", SolveSettings.output) != "trajectory":
+        yield "expected a layer that returns its states at all times"
+    if layer["input_use"] == ("none" if inputs else "required"):
+        yield "expected an input where the layer takes one, and only there"
+    if form.get("batch_dims", 1) not in (0, 1, 2):
+        yield f"expected 0 to 2 dimensions of batch, got {form['batch_dims']}"
+    for one in inputs:
+        if not isinstance(getattr(torch, one["dtype"].removeprefix("torch."), None), torch.dtype):
+            yield f"expected a dtype of an input, got {_short(one['dtype'])}"
+        if not all(length >= 0 for length in one["shape"]):
+            yield f"expected the shape of an input, got {_short(one['shape'])}"
 
 
 def _short(value: Any) -> str:

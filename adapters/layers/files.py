@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchmor.adapters.layers.atomic import atomic_path
 from torchmor.adapters.layers.chain_module import ChainModule
 from torchmor.adapters.layers.file_schema import MOST_BYTES, fault, too_deep
+from torchmor.adapters.layers.own_forward import PlacedInput, SolveForm, own_form, with_own_forward
 from torchmor.adapters.layers.placing import with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import CallForm, SolvedBlock, source_of
@@ -75,6 +76,9 @@ def save(small_or_layer: nn.Module, path: str | os.PathLike[str]) -> None:
     }
     if blocks:
         config["blocks"] = {name: _plain(asdict(block.form), f"the form of '{name}'") for name, block in blocks.items()}
+    forms = {name: form for name, m in small_or_layer.named_modules() if (form := own_form(m)) is not None}
+    if forms:
+        config["own_forwards"] = {name: _plain(asdict(form), f"the form of '{name}'") for name, form in forms.items()}
     words = fault(config, tensors)
     if words is not None:
         raise ValueError(f"expected layers that can be loaded again, but {words}: mend the layer before saving it")
@@ -136,7 +140,15 @@ def load(path: str | os.PathLike[str], network: nn.Module | None = None) -> nn.M
     for name, form in config.get("blocks", {}).items():
         layer = layers.pop(f"{name}.layer".removeprefix("."))
         layers[name] = _block(layer, form, name, network)
-    network = with_layers(network, layers).cpu()
+    own = {name: _solve_form(entry) for name, entry in config.get("own_forwards", {}).items()}
+    inside = {f"{name}.{form.layer}".removeprefix("."): name for name, form in own.items()}
+    network = with_layers(network, {name: layer for name, layer in layers.items() if name not in inside})
+    for layer_name, name in inside.items():
+        module = dict(network.named_modules(remove_duplicate=False)).get(name)
+        if module is None:
+            raise UnknownLayerError(f"expected a network with a module {name!r}, in whose forward a layer solves")
+        with_own_forward(module, layers[layer_name].train(module.training), own[name])
+    network = network.cpu()
     try:
         for key, value in network.state_dict(keep_vars=True).items():
             if key in tensors:  # loading casts silently to the dtype that is there
@@ -278,6 +290,17 @@ def _block(layer: nn.Module, entry: dict[str, Any], name: str, network: nn.Modul
     form = CallForm(**{key: _tupled(value) for key, value in entry.items()})
     module = dict(network.named_modules(remove_duplicate=False)).get(name)
     return SolvedBlock(layer, form, None if module is None else source_of(module, form))
+
+
+def _solve_form(entry: dict[str, Any]) -> SolveForm:
+    """Return which solves of a module's own forward a layer answers."""
+    return SolveForm(
+        **_tupled_items(entry) | {"inputs": tuple(PlacedInput(**_tupled_items(one)) for one in entry["inputs"])}
+    )
+
+
+def _tupled_items(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: _tupled(value) for key, value in entry.items()}
 
 
 def _tupled(value: Any) -> Any:

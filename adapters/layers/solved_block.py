@@ -47,6 +47,8 @@ class CallForm:
         How many of the first times it leaves out, where it returns all others.
     axes
         Order in which it returns the axes of the states, or None.
+    method
+        Name of the method that solves, if it is not its forward.
     times_returned
         1 if it returns (times, states), −1 if the times have the other sign there, 0 if it returns the states alone.
     """
@@ -66,6 +68,7 @@ class CallForm:
     times_skipped: int = 0
     axes: tuple[int, ...] | None = None
     times_returned: int = 0
+    method: str = "forward"
 
     @property
     def plain(self) -> bool:
@@ -115,7 +118,7 @@ class SolvedBlock(nn.Module):
             y0 = torch.cat([y0, y0.new_zeros(y0.shape[0], form.zeros, *y0.shape[2:])], 1)
         t = _joined([given[name] for name in form.times])
         several = form.batch_dims > 1
-        states = self.layer(y0.flatten(0, 1) if several else y0, self._input(given), t)
+        states = self.layer(y0.flatten(0, 1) if several else y0, self._input(given, y0), t)
         if several:
             times = () if form.times_kept == -1 else (states.shape[0],)
             states = states.reshape(*times, *y0.shape)
@@ -148,7 +151,7 @@ class SolvedBlock(nn.Module):
                     f"{name}={given[name]!r}: reduce the network on data that is called with this, too"
                 )
 
-    def _input(self, given: dict[str, Any]) -> Any:
+    def _input(self, given: dict[str, Any], y0: Tensor) -> Any:
         if self.form.input is not None:
             u = given[self.form.input]
         elif self.form.input_attribute is not None:
@@ -161,7 +164,10 @@ class SolvedBlock(nn.Module):
                 ) from error
         else:
             return None
-        return (lambda t: u) if isinstance(u, Tensor) else u
+        if not isinstance(u, Tensor):
+            return u
+        value = u.reshape(len(u), -1).to(u.dtype if u.is_floating_point() else y0.dtype)
+        return lambda t: value
 
     def explain(self) -> Explanation:
         """Return what was reduced in the layer."""
@@ -171,6 +177,8 @@ class SolvedBlock(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name == "trajectory" and self.form.method == name:
+                return self
             source = self._modules.get("source") if "_modules" in self.__dict__ else None
             if source is None or name.startswith("_"):
                 raise

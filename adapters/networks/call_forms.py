@@ -22,7 +22,9 @@ ADVICE = (
 )
 
 
-def call_form(name: str, calls: Sequence[ModuleCall], input_attribute: str | None = None) -> CallForm:
+def call_form(
+    name: str, calls: Sequence[ModuleCall], input_attribute: str | None = None, inputs: Sequence[Any] = ()
+) -> CallForm:
     """Return how a module takes its arguments and arranges its states, by what they were in some calls.
 
     Parameters
@@ -33,6 +35,8 @@ def call_form(name: str, calls: Sequence[ModuleCall], input_attribute: str | Non
         Its calls, with one solve each.
     input_attribute
         Path of the attribute whose values were kept as the inputs of the solves, or None.
+    inputs
+        Without it: the values that the ODE function read in these calls.
 
     Raises
     ------
@@ -60,14 +64,20 @@ def call_form(name: str, calls: Sequence[ModuleCall], input_attribute: str | Non
         for key in others
         if key not in times and all(same(given.get(key), arguments[0][key]) for given in arguments)
     )
-    form = CallForm(names, state, tuple(solves[0].t.tolist()), times, constants=constants, zeros=zeros)
-    if input_attribute is not None:
-        values = [solve.input for solve in solves]
-        _check_input(name, input_attribute, values, solves)
+    form = CallForm(
+        names, state, tuple(solves[0].t.tolist()), times, constants=constants, zeros=zeros, method=calls[0].method
+    )
+    if input_attribute is not None or inputs:
+        values = list(inputs)
+        if input_attribute is not None:
+            values = [solve.input for solve in solves]
+            _check_input(name, input_attribute, values, solves)
         argument = next(
             (key for key in others if all(same(given[key], u) for given, u in zip(arguments, values, strict=True))),
             None,
         )
+        if argument is None and input_attribute is None:
+            raise UnsupportedOperationError(f"the input of the ODE function of {name!r} is none of its arguments")
         constants = tuple(pair for pair in constants if pair[0] != argument)
         form = replace(
             form,
@@ -75,16 +85,22 @@ def call_form(name: str, calls: Sequence[ModuleCall], input_attribute: str | Non
             input=argument,
             input_attribute=None if argument is not None else input_attribute,
         )
+    known = {state, *times, form.input, *(key for key, _ in constants)}
+    if left := [key for key in names if key not in known]:
+        raise UnsupportedOperationError(
+            f"expected arguments of {name!r} that are the initial state, the times, the input of the ODE function or "
+            f"constant, got {', '.join(left)}, which vary and decide something else: {ADVICE}"
+        )
     return _output_form(name, form, calls[0])
 
 
 def _arguments(call: ModuleCall) -> dict[str, Any]:
     """Return the arguments of a call by their names, in their order, defaults filled in."""
-    signature = inspect.signature(call.module.forward)
-    bound = signature.bind(*call.args, **call.kwargs)
+    signature = inspect.signature(getattr(type(call.module), call.method))
+    bound = signature.bind(call.module, *call.args, **call.kwargs)
     bound.apply_defaults()
     found: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
+    for name, value in list(bound.arguments.items())[1:]:
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
             found |= {f"{name}[{i}]": one for i, one in enumerate(value)}
@@ -210,11 +226,13 @@ def _check_input(name: str, path: str, values: Sequence[Any], solves: Sequence[S
                 f"{path!r}: {u}"
             )
         if isinstance(u, Tensor):
-            if u.ndim != 2 or len(u) != len(solve.y0):
+            if u.ndim and len(u) != len(solve.y0):
                 raise InputError(
-                    f"expected the input {path!r} to be a Tensor (batch, p) with batch = {len(solve.y0)}, or a "
+                    f"expected the input {path!r} to be a Tensor (batch, …) with batch = {len(solve.y0)}, or a "
                     f"callable of t, got shape {tuple(u.shape)}"
                 )
+            if u.ndim != 2 or not u.is_floating_point():
+                raise UnsupportedOperationError(f"the input {path!r} of {name!r} is no Tensor (batch, p) of numbers")
         elif not callable(u):
             raise InputError(
                 f"expected the input {path!r} to be a Tensor (batch, p) or a callable of t, got {type(u).__name__}"

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from torchmor.adapters.layers.evaluation import evaluation as evaluation
 from torchmor.adapters.layers.mismatch import explain_mismatch
+from torchmor.adapters.networks import torchdyn_layers
 from torchmor.adapters.networks.calibration import Batch
+from torchmor.adapters.solving.torch_private import tree_map_only
 from torchmor.engine.errors import CalibrationError, InputError, TorchmorError
 
 _LABELS = "if the batches hold labels, pass batch_to_inputs=lambda b: b[0]"
@@ -20,11 +22,24 @@ _LABELS = "if the batches hold labels, pass batch_to_inputs=lambda b: b[0]"
 def recorded_calls(module: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], Any]]]:
     """List the arguments and the output of every call of a module that returns, while the context lasts."""
     calls: list[tuple[tuple[Any, ...], Any]] = []
-    hook = module.register_forward_hook(lambda _, arguments, output: calls.append((arguments, output)))
+
+    def keep(_: Any, arguments: tuple[Any, ...], output: Any) -> None:
+        calls.append((arguments, tree_map_only(Tensor, torch.clone, output)))  # what follows may change it in place
+
+    def trajectory(*arguments: Any, **named: Any) -> Any:
+        output = type(module).trajectory(module, *arguments, **named)  # type: ignore[attr-defined]
+        keep(module, arguments, output)
+        return output
+
+    hook = module.register_forward_hook(keep)
+    if torchdyn_layers.is_neural_ode(module):
+        module.__dict__["trajectory"] = trajectory  # which is no forward, and solves too
     try:
         yield calls
     finally:
         hook.remove()
+        if torchdyn_layers.is_neural_ode(module):
+            del module.__dict__["trajectory"]
 
 
 def call_network(network: nn.Module, batch: Batch) -> Any:

@@ -8,19 +8,20 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.ode_layer import ODELayer
+from torchmor.adapters.layers.own_forward import own_form
 from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
-from torchmor.adapters.layers.solved_block import CallForm
+from torchmor.adapters.layers.solved_block import CallForm, SolvedBlock
 from torchmor.adapters.models.to_pymor import full_order_model
 from torchmor.adapters.networks import torchdyn_layers
 from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, now, watched
-from torchmor.adapters.networks.stand_in import first_parts, solved_block
+from torchmor.adapters.networks.stand_in import Run, replaced, run_variants
+from torchmor.adapters.networks.variants import variants
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import solver_name
 from torchmor.engine.errors import CalibrationError, TorchmorError
@@ -28,6 +29,9 @@ from torchmor.engine.text_table import text_table
 
 #: The share of run time is the median of so many passes.
 TIMED_PASSES = 3
+
+#: What a module returns that goes on to run its own forward.
+OWN = "by its own forward"
 
 _HEADINGS = ("name", "kind", "ODE function", "state", "solver", "output", "evaluations", "time", "can be reduced")
 
@@ -49,7 +53,8 @@ class FoundLayer:
     solver
         The solver in words.
     output
-        What the module returns: "final", "trajectory", or which times in which order of axes; "" where it is unknown.
+        What the module returns: "final", "trajectory", or which times in which order of axes; "by its own forward"
+        where it goes on to compute its outputs itself; "" where it is unknown.
     evaluations
         Evaluations of the ODE function in one forward pass of the network.
     time_share
@@ -133,16 +138,10 @@ def find_ode_layers(network: nn.Module, *example: Any) -> list[FoundLayer]:
     batch = Batch(example, np.arange(sizes[0]), 0)
     scratch = copied(network).eval()
     with evaluation(scratch):
-        passes = []
-        for part in first_parts(batch):
-            with watched(scratch) as calls:
-                call_network(scratch, part)
-            passes.append([call for call in calls if not isinstance(call.module, ReducedODELayer)])
-        by_name = {call.name: [one for found in passes for one in found if one.name == call.name] for call in passes[0]}
-        shares = _time_shares(scratch, batch, by_name)
-        return FoundLayers(
-            _found(scratch, name, by_name[name], _evaluations(passes[0], name), shares[name]) for name in by_name
-        )
+        runs = run_variants(scratch, variants([batch]))
+        names = dict.fromkeys(c.name for c in runs[0].calls if not isinstance(c.module, ReducedODELayer))
+        shares = _time_shares(scratch, batch, names)
+        return FoundLayers(_found(scratch, name, runs, shares[name]) for name in names)
 
 
 def _evaluations(calls: Sequence[ModuleCall], name: str) -> int:
@@ -161,19 +160,23 @@ def _time_shares(network: nn.Module, batch: Batch, names: Collection[str]) -> di
     return {name: median(found) for name, found in shares.items()}
 
 
-def _found(network: nn.Module, name: str, calls: list[ModuleCall], evaluations: int, share: float) -> FoundLayer:
-    call, solve = calls[0], calls[0].solves[0]
-    module, func, output, obstacle, layer = call.module, solve.func, "", "", None
+def _found(network: nn.Module, name: str, runs: Sequence[Run], share: float) -> FoundLayer:
+    call = next(call for call in runs[0].calls if call.name == name)
+    solve, module = call.solves[0], call.module
+    func, output, obstacle, layer = solve.func, "", "", None
     kind = "torchdyn" if torchdyn_layers.is_neural_ode(module) else "torchdiffeq"
     batch_dims = 1
     try:
         if isinstance(module, ODELayer):
             kind, func, layer, output = "ODELayer", module.func, module, module.output
-            _trace(layer, module, call)
+            _trace(layer, network, runs[0])
         else:
-            block = solved_block(name, calls)
-            layer, batch_dims, output = block.layer, block.form.batch_dims, _output_words(block.form)
-            _trace(layer, block, call)
+            found, layer_name = replaced(network, name, module, runs)
+            layer, block = found.get_submodule(layer_name), found.get_submodule(name)
+            form = block.form if isinstance(block, SolvedBlock) else own_form(block)
+            batch_dims = 1 if form is None else form.batch_dims
+            output = _output_words(form) if isinstance(form, CallForm) else layer.output if form is None else OWN
+            _trace(layer, found, runs[0])
     except TorchmorError as error:
         obstacle = str(error)
     except Exception as error:  # of the user's code, at an example of another size: it must not hide the other layers
@@ -186,13 +189,13 @@ def _found(network: nn.Module, name: str, calls: list[ModuleCall], evaluations: 
         tuple(y0.shape[batch_dims:]),
         _solver_words(call.module, solve, layer),
         output,
-        evaluations,
+        _evaluations(runs[0].calls, name),
         share,
         obstacle,
     )
 
 
-def _trace(layer: ODELayer, module: nn.Module, call: ModuleCall) -> None:
+def _trace(layer: ODELayer, network: nn.Module, run: Run) -> None:
     """Trace the ODE function at the first states that the solver takes."""
     seen: list[tuple[Tensor, Tensor | None]] = []
 
@@ -200,8 +203,8 @@ def _trace(layer: ODELayer, module: nn.Module, call: ModuleCall) -> None:
         if not seen:
             seen.append((y[:4].clone(), None if u is None else u[:4].clone()))
 
-    with torch.no_grad(), layer.observe(observe):
-        module(*call.args, **call.kwargs)
+    with evaluation(network), layer.observe(observe):
+        call_network(network, run.variant.batch)
     full_order_model(layer, *seen[0])
 
 

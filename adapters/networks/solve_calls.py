@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchmor.adapters.layers import places
+from torchmor.adapters.layers.interception import intercepted
+from torchmor.adapters.layers.own_forward import settings_words
+from torchmor.adapters.layers.places import Place
 from torchmor.adapters.networks import torchdyn_layers
-from torchmor.adapters.networks.interception import intercepted
 from torchmor.adapters.solving.torch_private import tree_map_only
 
 
@@ -46,6 +49,14 @@ class SolveCall:
         Value of the attribute that holds the input of func, if one was named; the AttributeError if it has none.
     exact
         Whether torchdiffeq with these settings does the same operations, rather than something near.
+    settings
+        The solver and its settings, as text.
+    identity
+        What tells func from others.
+    values
+        What func could read, by its places.
+    first
+        t, y and f(t, y) of the first evaluation.
     """
 
     func: Callable[..., Any]
@@ -62,6 +73,17 @@ class SolveCall:
     seconds: float = 0.0
     input: Any = None
     exact: bool = True
+    settings: str = ""
+    identity: str = ""
+    values: dict[Place, Any] = field(default_factory=dict)
+    first: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def evaluated(self, arguments: tuple[Any, ...], value: Any) -> None:
+        """Count an evaluation of func, and keep the first one."""
+        self.evaluations += 1
+        if self.evaluations == 1 and self.settings and len(arguments) == 2 and isinstance(arguments[1], Tensor):
+            t, y = arguments
+            self.first = torch.as_tensor(t).clone(), y.detach().clone(), value.detach().clone()
 
 
 @dataclass(eq=False)
@@ -82,6 +104,8 @@ class ModuleCall:
         Its solves, in their order.
     started, evaluations
         Time of its start, and evaluations that its counter showed then.
+    method
+        Name of the method that was called.
     """
 
     name: str
@@ -92,6 +116,7 @@ class ModuleCall:
     solves: list[SolveCall] = field(default_factory=list)
     started: float = 0.0
     evaluations: int = 0
+    method: str = "forward"
 
 
 @contextmanager
@@ -120,11 +145,16 @@ def watched(
                 entered = functools.partial(watcher.entered, name)
                 hooks.append(module.register_forward_pre_hook(entered, with_kwargs=True))
                 hooks.append(module.register_forward_hook(watcher.left, with_kwargs=True, always_call=True))
+                if torchdyn_layers.is_neural_ode(module):
+                    module.__dict__["trajectory"] = functools.partial(watcher.trajectory, name, module)
         with intercepted(watcher.solve):
             yield watcher.found
     finally:
         for hook in hooks:
             hook.remove()
+        for module in network.modules():
+            if torchdyn_layers.is_neural_ode(module):
+                module.__dict__.pop("trajectory", None)
 
 
 class _Watcher:
@@ -159,11 +189,23 @@ class _Watcher:
         call = self._running.pop()
         if torchdyn_layers.is_neural_ode(module) and output is not None:
             done = torchdyn_layers.evaluations(module) - call.evaluations
-            solved = torchdyn_layers.solve(module, call.args, call.kwargs, output)
+            solved = torchdyn_layers.solve(module, call.method, call.args, call.kwargs, output)
             call.solves = [SolveCall(**solved, evaluations=done, seconds=now() - call.started)]
         if call.solves:
             call.output = self._kept(output)
             self.found.append(call)
+
+    def trajectory(self, name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Call the method of this name of torchdyn's NeuralODE, which is no forward, and solves too."""
+        self.entered(name, module, args, kwargs)
+        if self._looks:
+            self._running[-1].method = "trajectory"
+        output = None
+        try:
+            output = type(module).trajectory(module, *args, **kwargs)
+        finally:
+            self.left(module, args, kwargs, output)
+        return output
 
     def solve(self, solver: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Solve, and note it with the innermost call that is running."""
@@ -189,6 +231,9 @@ class _Watcher:
                 call.input = attrgetter(self._input_attribute[1])(caller.module)
             except AttributeError as error:
                 call.input = error
+        if self._copies:
+            call.settings, call.identity = settings_words(solver, given), places.identity(call.func, caller.module)
+            call.values = self._kept(places.values(call.func))
         caller.solves.append(call)
         self._solving = True
         try:
@@ -204,14 +249,14 @@ class _Watcher:
 
 @contextmanager
 def _counted(call: SolveCall) -> Iterator[Callable[..., Any]]:
-    """Count evaluations of the ODE function; yields what is to be called in its place."""
+    """Count evaluations of the ODE function, and keep the first; yields what is to be called in its place."""
     func = call.func
     if isinstance(func, nn.Module):
 
-        def count(module: nn.Module, args: Any) -> None:
-            call.evaluations += 1
+        def count(module: nn.Module, args: Any, value: Any) -> None:
+            call.evaluated(args, value)
 
-        hook = func.register_forward_pre_hook(count)
+        hook = func.register_forward_hook(count)
         try:
             yield func
         finally:
@@ -227,8 +272,9 @@ class _Counted:
         self._call = call
 
     def __call__(self, t: Tensor, y: Any) -> Any:
-        self._call.evaluations += 1
-        return self._call.func(t, y)
+        value = self._call.func(t, y)
+        self._call.evaluated((t, y), value)
+        return value
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call.func, name)

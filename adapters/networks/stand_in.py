@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.ode_layer import ODELayer, call_convention
+from torchmor.adapters.layers.own_forward import PlacedFunction, SolveForm, with_own_forward
 from torchmor.adapters.layers.placing import copied, find_layer
 from torchmor.adapters.layers.solved_block import AttributeFunction, SolvedBlock, source_of
 from torchmor.adapters.networks import torchdyn_layers
-from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.call_forms import ADVICE, call_form
-from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, watched
-from torchmor.adapters.solving.torch_private import tree_leaves
-from torchmor.engine.errors import InputError, TorchmorError, UnknownLayerError, UnsupportedOperationError
+from torchmor.adapters.networks.solve_inputs import HIDDEN, read_numbers, solve_inputs, value_of
+from torchmor.adapters.networks.variants import Variant, variants
+from torchmor.adapters.solving.torch_private import tree_leaves, tree_map_only
+from torchmor.engine.errors import (
+    FrozenArgumentWarning,
+    InputError,
+    TorchmorError,
+    UnknownLayerError,
+    UnsupportedOperationError,
+)
 from torchmor.engine.tableaux import OWN_METHODS
 
 #: A stand-in gives the module's values to so many units of rounding, or of tolerance where the solver is another.
@@ -31,21 +39,18 @@ ALLOWED_TOLERANCES = 10.0
 #: What the rest of the network can make of that, relative to its output: so many √eps, or so much with tolerances.
 ALLOWED_ROOTS, ALLOWED_OUTPUT = 10.0, 0.05
 
-_HIDDEN = (
-    "the ODE function, or what is done with its states, depends on something else than the time, the state and the "
-    "module's arguments: an input that is set from outside (name it: input_attribute='func.u'), random numbers "
-    "(dropout that stays on in eval mode), or a value of an earlier call"
-)
-
 
 def with_ode_layer(
     network: nn.Module, name: str, batches: Any, input_attribute: str | None = None
 ) -> tuple[nn.Module, str]:
     """Return a network whose module of a name is an ODELayer, or has one inside, and the name of that layer.
 
-    Law: the network returned gives what `network` gives, to rounding, on the first batch and on a part of it;
-    torchdyn's adaptive solvers are reproduced to ten times their tolerances. A network that has an ODELayer there is
-    returned as it is; any other one is unchanged.
+    Law: the network returned gives what `network` gives, to rounding, on some batches of the data, on parts, and with
+    each argument varied alone; torchdyn's adaptive solvers are reproduced to ten times their tolerances. A network that
+    has an ODELayer there is returned as it is; any other one is unchanged.
+
+    Where the module is told by its arguments and its states, an ODELayer, or a block around it, takes its place. Else
+    the module goes on to run its own forward, in which the layer answers the solves.
 
     Parameters
     ----------
@@ -53,10 +58,10 @@ def with_ode_layer(
         The network, and the name of one of its modules: an ODELayer, or a module that calls torchdiffeq or is
         torchdyn's NeuralODE.
     batches
-        Batches of arguments of the network, of which the first is used.
+        Batches of arguments of the network, of which a few are used.
     input_attribute
-        Path from the module to the attribute that holds the input of its ODE function, a Tensor (batch, p) or a
-        callable of t.
+        Path from the module to the attribute that holds the input of its ODE function, a Tensor (batch, …) or a
+        callable of t. Tensors are found without it, wherever the function reads them.
 
     Returns
     -------
@@ -79,41 +84,181 @@ def with_ode_layer(
             )
         find_layer(network, name)
         return network, name
-    first = next(iter(batches))
+    chosen = variants(batches)
     scratch = copied(network).eval()  # and stays so: an ODE function may hold its modules where `eval` does not reach
     target = dict(scratch.named_modules(remove_duplicate=False))[name]
     first_name = next(key for key, one in scratch.named_modules() if one is target)  # a shared module has several
     with evaluation(scratch):
         attribute = None if input_attribute is None else (first_name, input_attribute)
-        with watched(scratch, input_attribute=attribute) as calls:
-            output, *_ = [call_network(scratch, part) for part in first_parts(first)]
-        own = [call for call in calls if call.module is target]
-        if not own:
-            elsewhere = dict.fromkeys(call.name for call in calls if not isinstance(call.module, ODELayer))
-            if elsewhere:
-                raise UnknownLayerError(
-                    f"expected the module in whose forward the ODE is solved, got {name!r}, a {type(module).__name__}: "
-                    f"the modules that solve one are {', '.join(map(repr, elsewhere))}"
-                )
-            find_layer(network, name)  # says which ODELayers there are
-        block = solved_block(name, own, input_attribute)
+        runs = run_variants(scratch, chosen, attribute)
+        if not any(call.module is target for run in runs for call in run.calls):
+            _refuse_other_module(network, name, module, runs)
+        try:
+            return replaced(network, name, target, runs, input_attribute)
+        except UnsupportedOperationError:
+            of_data = [run.variant for run in runs if run.variant.argument is None]
+            if len(of_data) == len(runs):
+                raise
+            # an argument that varies here alone may decide something that has no place: then it is frozen, or refused
+            frozen = []
+            for run in runs:
+                if run.variant.argument is not None:
+                    again = run_variants(scratch, [*of_data, run.variant], attribute)
+                    try:
+                        replaced(network, name, target, again, input_attribute)
+                    except UnsupportedOperationError:
+                        frozen.append(run.variant.argument)
+            found = replaced(network, name, target, run_variants(scratch, of_data, attribute), input_attribute)
+        _warn_of_frozen(network, name, frozen)
+        return found
+
+
+def replaced(
+    network: nn.Module, name: str, target: nn.Module, runs: Sequence[Run], input_attribute: str | None = None
+) -> tuple[nn.Module, str]:
+    """Return the network with what does the same as its module in some runs, and the name of its ODELayer.
+
+    Parameters
+    ----------
+    network, name
+        The network, and the name of the module.
+    target
+        The module that ran, of the network or its copy.
+    runs
+        What the network did.
+    input_attribute
+        As of :func:`with_ode_layer`.
+
+    Raises
+    ------
+    UnsupportedOperationError
+        Nothing does.
+    """
+    own = [call for run in runs for call in run.calls if call.module is target]
+    for call in own:
+        _check(name, call)
+    try:
+        return _with_block(network, name, own, runs, input_attribute)
+    except UnsupportedOperationError:
+        if torchdyn_layers.is_neural_ode(target):
+            raise
+        return _with_own_forward(network, name, own, runs)
+
+
+def _with_block(
+    network: nn.Module, name: str, own: Sequence[ModuleCall], runs: Sequence[Run], input_attribute: str | None
+) -> tuple[nn.Module, str]:
+    """Return the network with an ODELayer, or a block around it, in the place of the module."""
+    module = dict(network.named_modules(remove_duplicate=False))[name]
+    block = solved_block(name, own, input_attribute)
     alone = block.form.plain and all(len(call.args) == 1 and not call.kwargs for call in own)
     for attributes_used in (False, True):
         stand_in = block.layer if alone and not attributes_used else _with_source(block, module, attributes_used)
-        replaced = copied(network, {id(module): stand_in.train(module.training)})
+        whole = copied(network, {id(module): stand_in.train(module.training)})
         try:
-            _check_run(copied(replaced), first, output, name, own[0].solves[0].exact)
+            _check_runs(copied(whole), runs, name, own[0].solves[0].exact)
             break
         except AttributeError:  # the network uses more of the module than its forward: keep a copy of it
             if attributes_used:
                 raise
-    return replaced, name if stand_in is block.layer else f"{name}.layer".removeprefix(".")
+    return whole, name if stand_in is block.layer else f"{name}.layer".removeprefix(".")
 
 
-def first_parts(batch: Batch) -> list[Batch]:
-    """Return a batch and the first half of it: what depends on other samples than its own differs between them."""
-    half = np.arange(batch.size) < batch.size // 2
-    return [batch, batch.select(half)] if batch.size > 1 else [batch]
+def _with_own_forward(
+    network: nn.Module, name: str, own: Sequence[ModuleCall], runs: Sequence[Run]
+) -> tuple[nn.Module, str]:
+    """Return the network with an ODELayer inside of the module, which answers the solves of its forward."""
+    layer, form = own_forward(name, own)
+    found = _placed(network, name, layer, form)
+    _check_runs(copied(found), runs, name, True, own)
+    dropped = _of_function(own[0])
+    if dropped:
+        smaller = _placed(network, name, layer, replace(form, dropped=dropped))
+        try:
+            _check_runs(copied(smaller), runs, name, True, own)
+            found = smaller
+        except Exception:  # they are used elsewhere, too, in whatever way
+            pass
+    return found, f"{name}.{form.layer}".removeprefix(".")
+
+
+def _placed(network: nn.Module, name: str, layer: nn.Module, form: SolveForm) -> nn.Module:
+    found = copied(network)
+    module = dict(found.named_modules(remove_duplicate=False))[name]
+    with_own_forward(module, layer.train(module.training), form)
+    return found
+
+
+def _of_function(call: ModuleCall) -> tuple[str, ...]:
+    """Return the parameters of a module that its ODE function computes with, or holds."""
+    solve, named = call.solves[0], dict(call.module.named_parameters(remove_duplicate=False))
+    flags = {key: one.requires_grad for key, one in named.items()}
+    try:
+        for one in named.values():
+            one.requires_grad_(one.is_floating_point())
+        with torch.enable_grad():
+            value = value_of(solve)
+            grads = torch.autograd.grad(value.sum(), list(named.values()), allow_unused=True) if named else ()
+    except RuntimeError:  # it is computed without gradients
+        grads = (None,) * len(named)
+    finally:
+        for key, one in named.items():
+            one.requires_grad_(flags[key])
+    owner = solve.func if isinstance(solve.func, nn.Module) else getattr(solve.func, "__self__", None)
+    held = {id(one) for one in owner.parameters()} if isinstance(owner, nn.Module) and owner is not call.module else ()
+    pairs = zip(named.items(), grads, strict=True)
+    return tuple(key for (key, one), grad in pairs if grad is not None or id(one) in held)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a network did with some arguments.
+
+    Parameters
+    ----------
+    variant
+        The arguments.
+    output
+        What it returned.
+    calls
+        The calls of its modules that solve.
+    """
+
+    variant: Variant
+    output: Any
+    calls: list[ModuleCall]
+
+
+def run_variants(network: nn.Module, chosen: Sequence[Variant], attribute: tuple[str, str] | None = None) -> list[Run]:
+    """Run a network on some calls, and watch its solves; calls that it need not take, and does not, are left out."""
+    runs: list[Run] = []
+    for variant in chosen:
+        if variant.argument is not None and any(run.variant.argument == variant.argument for run in runs):
+            continue
+        with watched(network, input_attribute=attribute) as calls:
+            torch.manual_seed(0)  # within this context, as in all runs
+            try:
+                output = call_network(network, variant.batch)
+            except Exception:  # whatever the network says to values, or to a number of samples, that are ours
+                if variant.must:
+                    raise
+                continue
+        finite = all(one.isfinite().all() for one in tree_leaves(output) if isinstance(one, Tensor))
+        if variant.must or finite:
+            runs.append(Run(variant, tree_map_only(Tensor, torch.clone, output), list(calls)))
+    return runs
+
+
+def _refuse_other_module(network: nn.Module, name: str, module: nn.Module, runs: Sequence[Run]) -> NoReturn:
+    calls = [call for run in runs for call in run.calls]
+    elsewhere = dict.fromkeys(call.name for call in calls if not isinstance(call.module, ODELayer))
+    if elsewhere:
+        raise UnknownLayerError(
+            f"expected the module in whose forward the ODE is solved, got {name!r}, a {type(module).__name__}: "
+            f"the modules that solve one are {', '.join(map(repr, elsewhere))}"
+        )
+    find_layer(network, name)  # says which ODELayers there are
+    raise UnknownLayerError(f"expected a module that solves an ODE on the calibration data, got {name!r}")
 
 
 def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | None = None) -> SolvedBlock:
@@ -135,11 +280,19 @@ def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | 
     """
     for call in calls:
         _check(name, call)
+        _check_single(name, call)
     first, solve = calls[0], calls[0].solves[0]
     func = solve.func
-    form = call_form(name, calls, input_attribute)
+    inputs = () if input_attribute is not None else solve_inputs(name, [call.solves[0] for call in calls])
+    if len(inputs) > 1 or not all(one.batched for one in inputs):
+        raise UnsupportedOperationError(f"the ODE function of {name!r} has several inputs, or one without a batch")
+    form = call_form(
+        name, calls, input_attribute, [call.solves[0].values[one.place] for call in calls for one in inputs]
+    )
     if input_attribute is not None:
         func = _attribute_function(first.module, func, input_attribute, solve.input)
+    elif inputs:
+        func = PlacedFunction(func, inputs, call_convention(func)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a probe: the function may broadcast, and say so
         batch_dims = 2 if form.input is None and input_attribute is None and _acts_on_rows(func, solve) else 1
@@ -169,13 +322,31 @@ def _check(name: str, call: ModuleCall) -> None:
     """Refuse what no ODELayer does."""
     if torchdyn_layers.is_neural_ode(call.module):
         torchdyn_layers.check(call.module)
-    where = f"the module {name!r}" if name else "the network itself (its forward is the innermost that solves)"
+    for solve in call.solves:
+        _check_solve(name, solve)
+
+
+def _where(name: str) -> str:
+    return f"the module {name!r}" if name else "the network itself (its forward is the innermost that solves)"
+
+
+def _check_single(name: str, call: ModuleCall) -> None:
+    """Refuse what no ODELayer alone does."""
+    solve = call.solves[0]
     if len(call.solves) > 1:
         raise UnsupportedOperationError(
             f"expected a module that solves one ODE in each call, got {len(call.solves)} solves in one call of "
-            f"{where}: {ADVICE}; it may be called many times"
+            f"{_where(name)}: {ADVICE}; it may be called many times"
         )
-    solve = call.solves[0]
+    if solve.y0.ndim < 2:
+        raise UnsupportedOperationError(
+            f"expected a state of shape (batch, …), got {tuple(solve.y0.shape)} in {_where(name)}: torchmor reduces "
+            "ODEs that treat the samples of a batch alike; give the state a batch dimension"
+        )
+
+
+def _check_solve(name: str, solve: SolveCall) -> None:
+    where = _where(name)
     if solve.event:
         raise UnsupportedOperationError(
             f"expected a solve between given times, got one that stops at an event (event_fn) in {where}: torchmor "
@@ -194,16 +365,68 @@ def _check(name: str, call: ModuleCall) -> None:
             "write the neural CDE as f(t, y, u) with u = dX/dt, for F(y) u return (F(y) @ u[..., None])[..., 0], and "
             "call ODELayer(f, t, …)(y0, X.derivative) instead of cdeint; reduce that layer"
         )
-    if solve.y0.ndim < 2:
-        raise UnsupportedOperationError(
-            f"expected a state of shape (batch, …), got {tuple(solve.y0.shape)} in {where}: torchmor reduces ODEs that "
-            "treat the samples of a batch alike; give the state a batch dimension"
-        )
     if solve.y0.numel() == 0 or len(solve.t) < 2:
         raise UnsupportedOperationError(
             f"expected a solve of at least one state over at least two times, got a state of shape "
             f"{tuple(solve.y0.shape)} and {len(solve.t)} times in {where}: calibrate with other data"
         )
+
+
+def own_forward(name: str, calls: Sequence[ModuleCall]) -> tuple[ODELayer, SolveForm]:
+    """Return an ODELayer that can answer the solves of a module's own forward, and which these are.
+
+    Parameters
+    ----------
+    name
+        Name of the module, for messages.
+    calls
+        Its calls.
+
+    Raises
+    ------
+    UnsupportedOperationError
+        They are solves of several ODEs, or of one that is no f(t, y, u).
+    """
+    module, solves = calls[0].module, [solve for call in calls for solve in call.solves]
+    where, solve = _where(name), solves[0]
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedOperationError(
+            f"expected a module of Python in whose forward the ODE is solved, got a scripted one as {name!r}: reduce "
+            "the network before torch.jit.script"
+        )
+    for what, found in (
+        ("one ODE function", {one.identity: None for one in solves}),
+        ("one solver with the same settings", {one.settings: None for one in solves}),
+        ("a state of one number of dimensions", {f"{one.y0.ndim}": None for one in solves}),
+    ):
+        if len(found) > 1:
+            raise UnsupportedOperationError(
+                f"expected solves of {what} in {where}, got {' and '.join(found)}: {ADVICE}"
+            )
+    if solve.y0.ndim == 0 or solve.func is module:
+        raise UnsupportedOperationError(
+            f"expected a state of at least one dimension, and an ODE function other than the module that solves, got "
+            f"{tuple(solve.y0.shape)} and {type(solve.func).__name__} in {where}: {ADVICE}"
+        )
+    inputs = solve_inputs(name, solves)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a probe: the function may broadcast, and say so
+        batch_dims = 2 if not inputs and _acts_on_rows(solve.func, solve) else min(solve.y0.ndim - 1, 1)
+        numbers = read_numbers(solve, inputs)
+    func: Any = PlacedFunction(solve.func, inputs, call_convention(solve.func)[0]) if inputs else solve.func
+    layer = ODELayer(
+        func,
+        tuple(solve.t.tolist()),
+        method=solve.method,
+        rtol=solve.rtol,
+        atol=solve.atol,
+        options=solve.options,
+        adjoint=solve.adjoint and isinstance(func, nn.Module) and solve.method not in OWN_METHODS,
+        output="trajectory",
+    )
+    free = (one for one in ("layer", "ode_layer", "reduced_ode_layer") if not hasattr(module, one))
+    form = SolveForm(next(free, "torchmor_layer"), solve.identity, solve.settings, inputs, numbers, batch_dims)
+    return layer, form
 
 
 # -- the ODE function -----------------------------------------------------------------------------------------------
@@ -252,12 +475,18 @@ def _verify(name: str, block: SolvedBlock, calls: Sequence[ModuleCall]) -> None:
             except Exception as error:  # the function may fail in any way where it reads what is not there
                 raise UnsupportedOperationError(
                     f"the solve of {name!r} fails when it is repeated outside of it ({type(error).__name__}: {error}): "
-                    f"{_HIDDEN}"
+                    f"{HIDDEN}"
                 ) from error
             expected, solve = call.output, call.solves[0]
             if isinstance(expected, tuple):
                 expected, output = expected[-1], output[-1]
             _equal(name, output, expected, solve)
+
+
+def _equal_outputs(name: str, output: Any, call: ModuleCall) -> None:
+    for value, expected in zip(tree_leaves(output), tree_leaves(call.output), strict=True):
+        if isinstance(expected, Tensor) and expected.is_floating_point():
+            _equal(name, value, expected, call.solves[0])
 
 
 def _equal(name: str, output: Tensor, expected: Tensor, solve: SolveCall) -> None:
@@ -273,17 +502,29 @@ def _equal(name: str, output: Tensor, expected: Tensor, solve: SolveCall) -> Non
         how = f"by up to {error:.1e}, with values up to {scale:.1e} (allowed: {allowed:.1e})"
         how = how if same_shape else "in shape"
         raise UnsupportedOperationError(
-            f"the solve of {name!r}, repeated outside of it on the same arguments, differs {how}: {_HIDDEN}"
+            f"the solve of {name!r}, repeated outside of it on the same arguments, differs {how}: {HIDDEN}"
         )
 
 
-def _check_run(replaced: nn.Module, batch: Batch, output: Any, name: str, exact: bool) -> None:
+def _check_runs(
+    replaced: nn.Module, runs: Sequence[Run], name: str, exact: bool, own: Sequence[ModuleCall] = ()
+) -> None:
     """Check that the network with a stand-in gives what the network gave; random numbers are the same in both."""
-    with evaluation(replaced):
-        found = call_network(replaced, batch)
+    module = dict(replaced.named_modules(remove_duplicate=False))[name]
+    with evaluation(replaced), recorded_calls(module) as calls:
+        for run in runs:
+            torch.manual_seed(0)
+            _check_output(call_network(replaced, run.variant.batch), run.output, name, exact)
+    for (_, output), call in zip(calls, own, strict=bool(own)):
+        _equal_outputs(name, output, call)
+
+
+def _check_output(found: Any, output: Any, name: str, exact: bool) -> None:
     for value, expected in zip(tree_leaves(found), tree_leaves(output), strict=True):
         if isinstance(expected, Tensor) and expected.is_floating_point() and expected.isfinite().all():
-            error = float((value - expected).norm() / expected.norm().clamp(min=torch.finfo(expected.dtype).tiny))
+            same_shape = value.shape == expected.shape
+            size = expected.norm().clamp(min=torch.finfo(expected.dtype).tiny)
+            error = float((value - expected).norm() / size) if same_shape else float("inf")
             allowed = ALLOWED_ROOTS * torch.finfo(expected.dtype).eps ** 0.5 if exact else ALLOWED_OUTPUT
             if not error <= allowed:
                 raise UnsupportedOperationError(
@@ -291,3 +532,15 @@ def _check_run(replaced: nn.Module, batch: Batch, output: Any, name: str, exact:
                     "which itself returns the same: the network reads an attribute that the module sets in its "
                     f"forward; return it instead, or {ADVICE}"
                 )
+
+
+def _warn_of_frozen(network: nn.Module, name: str, positions: Sequence[int]) -> None:
+    names = list(inspect.signature(network.forward).parameters)
+    shown = ", ".join(repr(names[i]) if i < len(names) else f"number {i}" for i in positions)
+    warnings.warn(
+        f"the network's argument {shown} decides about the ODE that {name!r} solves, in a way that cannot be passed "
+        "on, but does not vary on the calibration data: it is frozen at its value there, and others give wrong "
+        f"outputs. If it is to vary: {ADVICE}",
+        FrozenArgumentWarning,
+        stacklevel=4,
+    )

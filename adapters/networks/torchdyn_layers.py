@@ -28,19 +28,21 @@ def is_neural_ode(module: nn.Module) -> bool:
     return torchdyn is not None and isinstance(module, torchdyn.NeuralODE)
 
 
-def solve(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> dict[str, Any]:
+def solve(module: nn.Module, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> dict[str, Any]:
     """Return what one call of a NeuralODE solved, as the fields of a SolveCall.
 
     Parameters
     ----------
     module
         The NeuralODE.
+    method
+        "forward" or "trajectory", whichever was called.
     args, kwargs
         Arguments of the call.
     output
         What it returned: (times, states), or states alone.
     """
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound = inspect.signature(getattr(type(module), method)).bind(module, *args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
     times = module.t_span if given["t_span"] is None else given["t_span"]

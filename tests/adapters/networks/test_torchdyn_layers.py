@@ -87,6 +87,25 @@ def test_states_alone_in_a_sequence():
     assert found.solver.startswith("torchdyn's Midpoint as 1 midpoint step") and found.reducible
 
 
+@pytest.mark.parametrize("solver", ["euler", "dopri5"])
+def test_trajectory(solver):
+    """Sampling of flow matching: a method that is no forward, with times of its own."""
+
+    def forward(self, x):
+        return self.head(self.node.trajectory(self.stem(x), t_span=SPAN.to(x))[-1])
+
+    parts = {"stem": nn.Linear(4, 12), "node": node(solver, atol=1e-6, rtol=1e-6), "head": nn.Linear(12, 3)}
+    whole, x = Parts(forward, **parts), inputs()
+    (found,) = find_ode_layers(whole, x)
+    assert (found.name, found.kind, found.output, found.reducible) == ("node", "torchdyn", "trajectory", True)
+    other, name = with_ode_layer(whole, "node", Calibration(x))
+    assert name == "node.layer" and "trajectory" not in vars(whole.node)
+    torch.testing.assert_close(other(x), whole(x), rtol=1e-4, atol=1e-4)
+    small = reduce_network(whole, "node", x, **SIZES)
+    assert (small(x) - whole(x)).norm() < 0.3 * whole(x).norm()
+    assert small.node.trajectory(small.stem(x), SPAN[:3]).shape == (3, 60, 12), "other times"
+
+
 def test_found_with_the_solver_in_words():
     (found,) = find_ode_layers(network("tsit5", atol=1e-4), inputs())
     assert found.solver == "torchdyn's Tsitouras45 as dopri5, rtol 0.001, atol 0.0001, adjoint"
