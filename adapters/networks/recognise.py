@@ -17,7 +17,8 @@ from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import CallForm, SolvedBlock
 from torchmor.adapters.models.to_pymor import full_order_model
 from torchmor.adapters.networks import torchdyn_layers
-from torchmor.adapters.networks.calibration import Batch
+from torchmor.adapters.networks.batching import find_batched
+from torchmor.adapters.networks.calibration import Batch, length
 from torchmor.adapters.networks.evaluation import call_network, evaluation
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, now, watched
 from torchmor.adapters.networks.stand_in import Run, replaced, run_variants
@@ -129,14 +130,18 @@ def find_ode_layers(network: nn.Module, *example: Any) -> list[FoundLayer]:
     CalibrationError
         The network does not take these arguments.
     """
-    sizes = [argument.shape[0] for argument in example if isinstance(argument, Tensor) and argument.ndim]
-    if not sizes:
+    if all(length(argument) is None for argument in example):
         raise CalibrationError(
             "expected the arguments of one call of the network, with a Tensor (batch, …) among them, got "
             f"{', '.join(type(argument).__name__ for argument in example) or 'none'}"
         )
-    batch = Batch(example, np.arange(sizes[0]), 0)
     scratch = copied(network).eval()
+    try:
+        batched = find_batched(scratch, [example])
+    except CalibrationError:  # it may still have layers that can be reduced, when whole batches are
+        batched = (False,) * len(example)
+    size = next((length(argument) or 1 for argument, flag in zip(example, batched, strict=True) if flag), 1)
+    batch = Batch(example, np.arange(size), 0, batched)
     with evaluation(scratch):
         runs = run_variants(scratch, variants([batch]))
         names = dict.fromkeys(c.name for c in runs[0].calls if not isinstance(c.module, ReducedODELayer))
