@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.own_forward import own_form
-from torchmor.adapters.layers.placing import copied
+from torchmor.adapters.layers.placing import copied, find_layer
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import CallForm, SolvedBlock
 from torchmor.adapters.models.to_pymor import full_order_model
@@ -177,7 +177,7 @@ def _found(network: nn.Module, name: str, runs: Sequence[Run], share: float) -> 
             _trace(layer, network, runs[0])
         else:
             found, layer_name = replaced(network, name, module, runs)
-            layer, block = found.get_submodule(layer_name), found.get_submodule(name)
+            layer, block = find_layer(found, layer_name), found.get_submodule(name)
             form = block.form if isinstance(block, SolvedBlock) else own_form(block)
             batch_dims = 1 if form is None else form.batch_dims
             output = _output_words(form) if isinstance(form, CallForm) else layer.output if form is None else OWN

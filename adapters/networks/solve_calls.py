@@ -202,7 +202,7 @@ class _Watcher:
             self._running[-1].method = "trajectory"
         output = None
         try:
-            output = type(module).trajectory(module, *args, **kwargs)
+            output = type(module).trajectory(module, *args, **kwargs)  # type: ignore[attr-defined]
         finally:
             self.left(module, args, kwargs, output)
         return output

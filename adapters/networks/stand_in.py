@@ -193,6 +193,7 @@ def _of_function(call: ModuleCall) -> tuple[str, ...]:
     """Return the parameters of a module that its ODE function computes with, or holds."""
     solve, named = call.solves[0], dict(call.module.named_parameters(remove_duplicate=False))
     flags = {key: one.requires_grad for key, one in named.items()}
+    grads: tuple[Tensor | None, ...]
     try:
         for one in named.values():
             one.requires_grad_(one.is_floating_point())
