@@ -6,6 +6,7 @@ from torchmor.engine.expressions import PARAMETERS, PRIMITIVES, Expression, appl
 from torchmor.engine.functions import DERIVATIVES, VALUES, derivatives, evaluate
 
 PIECEWISE_CONSTANT = {
+    "number",
     "sign",
     "floor",
     "ceil",
