@@ -273,7 +273,8 @@ def _signature(func: Callable[..., Tensor]) -> inspect.Signature:
     if not isinstance(func, torch.jit.ScriptModule):
         return inspect.signature(func.forward if isinstance(func, nn.Module) else func)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    _, *arguments = func.forward.schema.arguments
+    forward: Any = func.forward
+    _, *arguments = forward.schema.arguments
     defaults = [one.default_value if one.has_default_value() else inspect.Parameter.empty for one in arguments]
     parameters = zip((one.name for one in arguments), defaults, strict=True)
     return inspect.Signature([inspect.Parameter(name, kind, default=default) for name, default in parameters])

@@ -143,7 +143,7 @@ def find_batched(network: nn.Module, batches: Iterable[Arguments], limit: int | 
     )
 
 
-def sample_dims(network: nn.Module, arguments: Arguments, batched: Flags) -> list[int | None]:
+def sample_dims(network: nn.Module, arguments: Arguments, batched: Sequence[bool]) -> list[int | None]:
     """Return the dimension of each tensor of the output along which samples lie; None where there is none."""
     with evaluation(network):
         probe = _Probe(network, arguments, None)
@@ -168,7 +168,7 @@ def _told(probes: Sequence[_Probe], flags: Flags) -> Flags:
     return flags
 
 
-def _check_parts(probes: Sequence[_Probe], flags: Flags) -> None:
+def _check_parts(probes: Sequence[_Probe], flags: Sequence[bool]) -> None:
     for probe in probes:
         if probe.part_error(flags) == float("inf"):
             raise CalibrationError(
@@ -186,11 +186,11 @@ class _Probe:
         self.dims: list[int | None] = []
         self.failure: Exception | None = None
 
-    def size(self, flags: Flags) -> int:
+    def size(self, flags: Sequence[bool]) -> int:
         """Return the number of samples."""
         return next(length(argument) or 0 for argument, flag in zip(self.arguments, flags, strict=True) if flag)
 
-    def permutes(self, flags: Flags) -> bool:
+    def permutes(self, flags: Sequence[bool]) -> bool:
         """Whether the output is permuted with the samples; notes along which dimensions."""
         given = self._cut(flags)
         size = self.size(flags) if self.limit is None else min(self.size(flags), self.limit)
@@ -212,7 +212,7 @@ class _Probe:
         seen = any(dim is not None for dim in self.dims)
         return all(fits) and (seen or all(one.numel() == 1 for one in expected))
 
-    def part_error(self, flags: Flags) -> float:
+    def part_error(self, flags: Sequence[bool]) -> float:
         """Return how far the outputs of half of the samples are from these with all; infinity if they have none."""
         given = self._cut(flags)
         size = next(length(argument) or 0 for argument, flag in zip(given, flags, strict=True) if flag)
@@ -231,7 +231,7 @@ class _Probe:
         ]
         return max((_error(value, wanted) for value, wanted in zip(found, kept, strict=True)), default=0.0)
 
-    def _cut(self, flags: Flags) -> Arguments:
+    def _cut(self, flags: Sequence[bool]) -> Arguments:
         return self.arguments if self.limit is None else samples_of(self.arguments, flags, slice(self.limit))
 
     def _run(self, arguments: Arguments) -> list[Tensor]:

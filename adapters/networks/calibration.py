@@ -1,6 +1,6 @@
 """Calibration data: batches of network arguments that can be read again and again."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ def length(argument: Any) -> int | None:
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def samples_of(arguments: Arguments, batched: Flags, rows: Tensor | slice) -> Arguments:
+def samples_of(arguments: Arguments, batched: Sequence[bool], rows: Tensor | slice) -> Arguments:
     """Return arguments with some samples, by their indices or a slice, of those that hold a batch."""
 
     def chosen(tensor: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Batch:
     arguments: Arguments
     samples: np.ndarray
     index: int
-    batched: Flags | None = None
+    batched: Sequence[bool] | None = None
 
     @property
     def size(self) -> int:
@@ -110,7 +110,7 @@ class Calibration:
     batch_to_inputs: Callable[[Any], Any] | None = None
     seed: int = 0
     mask: np.ndarray | None = None
-    batched: Flags | None = None
+    batched: Sequence[bool] | None = None
 
     def __post_init__(self) -> None:
         data = self.data
@@ -171,8 +171,9 @@ class Calibration:
     def _parts(self) -> Iterator[Any]:
         """Yield parts of data that is in one piece."""
         tensors = (self.data,) if isinstance(self.data, Tensor) else self.data
-        known = self.batched is not None and self.batch_to_inputs is None
-        flags = self.batched if known else (True,) * len(tensors)
+        flags = None if self.batch_to_inputs is not None else self.batched
+        if flags is None:
+            flags = (True,) * len(tensors)
         if len(flags) != len(tensors) or not any(flags):
             yield self.data  # and is told, or stays whole
             return

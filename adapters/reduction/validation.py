@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.evaluation import evaluation
+from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.batching import sample_dims
 from torchmor.adapters.networks.calibration import Batch, Calibration, Flags
 from torchmor.adapters.networks.evaluation import call_network, recorded_calls
@@ -120,8 +121,7 @@ class Validation:
 
         None without data.
         """
-        layer = small.get_submodule(self.layer_name)
-        found = []
+        layer = cast(ReducedODELayer, small.get_submodule(self.layer_name))
         with evaluation(small), recorded_calls(layer) as calls:
             for batch, _, _ in self.full:
                 call_network(small, batch)

@@ -190,7 +190,8 @@ def _constants(graph: torch.fx.GraphModule) -> dict[torch.fx.Node, torch.Tensor]
 
 def _is_pure(node: torch.fx.Node) -> bool:
     if is_operation(node.target):
-        return not changes_arguments(node.target) and torch.Tag.nondeterministic_seeded not in node.target.tags
+        operation: Any = node.target
+        return not changes_arguments(operation) and torch.Tag.nondeterministic_seeded not in operation.tags
     return node.target is operator.getitem
 
 
