@@ -26,6 +26,7 @@ from torchmor.adapters.solving.torch_private import tree_leaves, tree_map_only
 from torchmor.engine.errors import (
     FrozenArgumentWarning,
     InputError,
+    NonFiniteError,
     TorchmorError,
     UnknownLayerError,
     UnsupportedOperationError,
@@ -370,6 +371,13 @@ def _check_solve(name: str, solve: SolveCall) -> None:
         raise UnsupportedOperationError(
             f"expected a solve of at least one state over at least two times, got a state of shape "
             f"{tuple(solve.y0.shape)} and {len(solve.t)} times in {where}: calibrate with other data"
+        )
+    if isinstance(solve.states, Tensor) and not bool(solve.states.isfinite().all()):
+        bad = (~solve.states.isfinite()).movedim(min(1, solve.states.ndim - 1), 0).flatten(1).any(1)
+        raise NonFiniteError(
+            f"expected finite states in {where}, got NaN or infinity in sample {int(bad.nonzero()[0])}, and "
+            f"{int(bad.sum()) - 1} others, of a batch of {len(bad)}: the solution diverges there; leave such samples "
+            "out, or use smaller steps or an adaptive method"
         )
 
 

@@ -81,7 +81,7 @@ def _varied(batch: Batch, position: int) -> Iterator[tuple[Any, ...]]:
         return (*batch.arguments[:position], value, *batch.arguments[position + 1 :])
 
     for change in (_rolled, _scaled):
-        value = tree_map_only((Tensor, float), change, argument)
+        value = tree_map_only((Tensor, float, int), change, argument)
         if not _equal(value, argument):
             yield other(value)
 
@@ -91,6 +91,8 @@ def _rolled(value: Any) -> Any:
 
 
 def _scaled(value: Any) -> Any:
+    if isinstance(value, int):
+        return not value if isinstance(value, bool) else value + 1
     if isinstance(value, Tensor) and not value.is_floating_point():
         return value.roll(1, 0) if value.ndim else value
     zero = not bool(value.any()) if isinstance(value, Tensor) else value == 0

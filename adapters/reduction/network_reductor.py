@@ -172,7 +172,6 @@ class NetworkReductor:
         for value, words, possible in ((max_loss, "max_loss", 0), (speedup, "speedup", 1)):
             if value is not None and not value >= possible:
                 raise ValueError(f"expected {words} to be at least {possible}, got {value!r}")
-        self._validation.check_not_empty()
         tried = solvers(solver)
         full = [self._full_trial(steps) for steps in dict.fromkeys((None, *COARSE, *tried))]
         affordable = float("inf") if speedup is None else full[0].trial.cost / speedup

@@ -70,20 +70,6 @@ class Validation:
                     break
         return results
 
-    def check_not_empty(self) -> None:
-        """Check that there is something to compare on.
-
-        Raises
-        ------
-        CalibrationError
-            There is no batch.
-        """
-        if not self.full:
-            raise CalibrationError(
-                "expected calibration samples that can be held out to choose sizes by, got one sample: give more of "
-                "them, or validation=…, or state_dim and points"
-            )
-
     def errors(self, small: nn.Module) -> dict[str, float]:
         """Return relative errors ``‖small − full‖ / ‖full‖`` of the outputs of layer and network.
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torchdiffeq import odeint
 
 from torchmor.adapters import ODELayer, reduce_network
 from torchmor.engine.errors import CalibrationError, NonFiniteError, NotCompiledWarning, ShapeError, SolverError
@@ -106,5 +107,22 @@ def test_impossible_goals(options, text):
 
 
 def test_a_search_needs_samples_to_choose_by():
-    with pytest.raises(CalibrationError, match=r"can be held out to choose sizes by, got one sample.*validation="):
+    with pytest.raises(CalibrationError, match=r"expected at least 4 calibration samples, .* got 1"):
         reduce_network(network(), "1", X[:1], max_loss=0.1, progress=False)
+
+
+class Cube(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.func = nn.Linear(5, 5)
+
+    def forward(self, x):
+        times = torch.tensor([0.0, 1.0])
+        return odeint(lambda t, y: y**3 + self.func(y), x, times, method="rk4", options={"step_size": 0.1})[-1]
+
+
+def test_one_diverging_sample_of_a_module_that_solves_is_named():
+    x = 0.1 * X
+    x[17] = 40
+    with pytest.raises(NonFiniteError, match="got NaN or infinity in sample 17, and 0 others, of a batch of 60"):
+        errors(nn.Sequential(Cube()), "0", x)
