@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchmor.adapters.export.failure import first_line
 from torchmor.adapters.export.graph import check_example, resized
-from torchmor.adapters.layers.time_arguments import time_arguments
+from torchmor.adapters.export.time_arguments import time_arguments
 from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import ExportError
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from torchmor.adapters.export.failure import explain_failure
+from torchmor.adapters.export.time_arguments import time_arguments
 from torchmor.adapters.layers.placing import copied, original
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
-from torchmor.adapters.layers.time_arguments import time_arguments
 from torchmor.adapters.solving.runge_kutta import is_fixed_step
 from torchmor.adapters.solving.solve_settings import OWN_OPTIONS, SolvingLayer
 from torchmor.adapters.solving.torch_private import tree_flatten, tree_leaves, tree_structure, tree_unflatten

@@ -14,8 +14,8 @@ from torchmor.adapters.export.failure import chain, first_line
 from torchmor.adapters.export.float64 import exact
 from torchmor.adapters.export.graph import announce, exportable, quiet, suffixed, trace
 from torchmor.adapters.export.note import KEY, note, tensor_names
+from torchmor.adapters.export.time_arguments import time_arguments
 from torchmor.adapters.layers.atomic import atomic_path
-from torchmor.adapters.layers.time_arguments import time_arguments
 from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import ExportError, MissingPackageError
 

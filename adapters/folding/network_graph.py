@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from torchmor.adapters.export.time_arguments import time_arguments
 from torchmor.adapters.folding.opened_network import open_network
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
-from torchmor.adapters.layers.time_arguments import time_arguments
 from torchmor.adapters.networks.cost import Cost, count
 from torchmor.adapters.solving.torch_private import operation_name, tree_leaves, tree_map
 from torchmor.adapters.tracing.operations import SHAPE_ONLY

@@ -5,6 +5,7 @@ What is heavy is imported when it is called: running a reduced layer needs none 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -67,7 +68,8 @@ def version(tensor: Tensor) -> int:
 
 def make_fx(function: Callable[..., Any], **options: Any) -> Callable[..., fx.GraphModule]:
     """Return what traces a function of tensors to a graph of its operations."""
-    from torch.fx.experimental import proxy_tensor
+    with warnings.catch_warnings():  # sympy, which comes along, adds a filter of its own
+        from torch.fx.experimental import proxy_tensor
 
     return proxy_tensor.make_fx(function, **options)
 

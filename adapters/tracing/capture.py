@@ -131,7 +131,8 @@ def _untraceable(error: Exception) -> UnsupportedOperationError:
 def _to_float64(graph: torch.fx.GraphModule) -> None:
     """Make a graph one of double precision, on the CPU.
 
-    Constants are first evaluated in their own precision, as the function does, and then converted, as weights are.
+    Weights are converted as they are. What is made inside the function is first evaluated in its own precision, as the
+    function does.
     """
     constants = _constants(graph)
     names = {id(value): f"_constant{number}" for number, value in enumerate(constants.values())}
@@ -171,7 +172,7 @@ def _constants(graph: torch.fx.GraphModule) -> dict[torch.fx.Node, torch.Tensor]
         if same[node] is not node and same[node] in values:
             values[node] = values[same[node]]
         elif node.op == "get_attr":
-            values[node] = getattr(graph, node.target)
+            values[node] = _widened(getattr(graph, node.target))
         elif (
             node.op == "call_function"
             and _is_pure(node)
@@ -179,13 +180,21 @@ def _constants(graph: torch.fx.GraphModule) -> dict[torch.fx.Node, torch.Tensor]
             and all(x in values for x in node.all_input_nodes)
         ):
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-            value = node.target(*args, **kwargs)
+            try:
+                value = node.target(*args, **kwargs)
+            except RuntimeError:  # of one precision only, where weights meet what is made in a lower one
+                value = node.target(*tree_map_only(torch.Tensor, _widened, args), **kwargs)
             values[node] = torch.zeros_like(value) if "empty" in str(node.target) else value
     return {
         node: value
         for node, value in values.items()
         if isinstance(value, torch.Tensor) and any(user not in values for user in node.users)
     }
+
+
+def _widened(value: Any) -> Any:
+    """Return a floating or complex tensor in double precision; anything else as it is."""
+    return value.to(in_float64(value.dtype)) if isinstance(value, torch.Tensor) else value
 
 
 def _is_pure(node: torch.fx.Node) -> bool:

@@ -11,7 +11,7 @@ from networks import Parts, Tanh
 from torchmor.adapters import ODELayer, export_onnx, export_program
 from torchmor.adapters.export.failure import explain_failure
 from torchmor.adapters.export.graph import check_example, exportable, resized
-from torchmor.adapters.layers.time_arguments import time_arguments
+from torchmor.adapters.export.time_arguments import time_arguments
 from torchmor.adapters.solving.runge_kutta import solve_at, solve_fixed_step
 from torchmor.engine.errors import ExportError
 from torchmor.engine.tableaux import TABLEAUX
