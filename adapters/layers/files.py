@@ -6,9 +6,10 @@ rest of its state. Nothing in it is code and nothing is unpickled.
 
 import hashlib
 import json
+import math
 import os
 import stat
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import safetensors
@@ -279,7 +280,8 @@ def _expression(data: Any, dtype: torch.dtype) -> Expression:
 def _explanation(data: Any) -> Explanation:
     """Return an explanation that was tried to be printed."""
     explanation = Explanation.from_json(data)
-    if words := mismatch(explanation, Explanation, "the explanation"):
+    finite = replace(explanation, curve=tuple(one for one in explanation.curve if math.isfinite(one.cost + one.loss)))
+    if words := mismatch(finite, Explanation, "the explanation"):
         raise ValueError(words)
     str(explanation)
     return explanation

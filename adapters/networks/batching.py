@@ -18,11 +18,12 @@ from torchmor.adapters.models.to_pymor import full_order_model
 from torchmor.adapters.networks.calibration import Arguments, Batch, Calibration, Flags, length, samples_of
 from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.networks.stand_in import with_ode_layer
-from torchmor.adapters.solving.torch_private import TorchDispatchMode, tree_leaves
+from torchmor.adapters.solving.torch_private import DispatchMode, tree_leaves
 from torchmor.engine.errors import CalibrationError
 
-#: Permuted samples give permuted outputs to so many units of rounding, relative to the largest value; but not beyond.
-ALLOWED, MOST_ALLOWED = 1e4, 0.05
+#: Permuted samples give permuted outputs to so many units of rounding, relative to the largest value; at least so much,
+#: for adaptive solvers make other steps then, and at most so much.
+ALLOWED, LEAST_ALLOWED, MOST_ALLOWED = 1e4, 1e-4, 0.05
 
 #: Batches that are looked at.
 TRIED_BATCHES = 3
@@ -239,11 +240,11 @@ class _Probe:
         return [leaf for leaf in tree_leaves(self.network(*arguments)) if isinstance(leaf, Tensor)]
 
 
-class _EqualNoise(TorchDispatchMode):
+class _EqualNoise(DispatchMode):
     """Gives all samples the same random numbers, so that these do not tell them apart."""
 
     def __init__(self, size: int):
-        super().__init__()  # type: ignore[no-untyped-call] # torch has no type for it
+        super().__init__()
         self.size = size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -270,7 +271,7 @@ def _error(value: Tensor, wanted: Tensor) -> float:
 
 def _same(value: Tensor, wanted: Tensor) -> bool:
     eps = torch.finfo(wanted.dtype).eps if wanted.is_floating_point() else 0.0
-    return _error(value, wanted) <= min(ALLOWED * eps, MOST_ALLOWED)
+    return _error(value, wanted) <= min(max(ALLOWED * eps, LEAST_ALLOWED), MOST_ALLOWED)
 
 
 def _shape(argument: Any) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchmor.adapters.layers.evaluation import evaluation
-from torchmor.adapters.solving.torch_private import TorchDispatchMode
+from torchmor.adapters.solving.torch_private import DispatchMode
 
 #: A byte that is written costs as much as so many multiply–adds: about what processors do in the time.
 OPERATIONS_PER_BYTE = 4
@@ -34,11 +34,11 @@ def count(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> tup
     return counter.get_total_flops() // 2, written.bytes, value
 
 
-class _BytesWritten(TorchDispatchMode):
+class _BytesWritten(DispatchMode):
     """Counts the bytes of all results that are not views."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # torch has no type for it
+        super().__init__()
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -5,6 +5,7 @@ What is heavy is imported when it is called: running a reduced layer needs none 
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_structure, tree_unflatten
 
 __all__ = [
-    "TorchDispatchMode",
+    "DispatchMode",
     "aoti_compile_and_package",
     "aoti_load_package",
     "argument_schemas",
@@ -39,6 +40,23 @@ __all__ = [
     "version",
     "without_repetitions",
 ]
+
+
+def _loaded(name: str) -> Any:
+    """Return a module; sympy, which comes along with some, would leave a filter of warnings in the process."""
+    with warnings.catch_warnings():
+        return importlib.import_module(name)
+
+
+class DispatchMode(TorchDispatchMode):
+    """A context that sees each operation, in `__torch_dispatch__`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch has no type for it
+
+    def __enter__(self) -> Any:
+        _loaded("torch._dynamo")  # which torch would load at the first operation
+        return super().__enter__()  # type: ignore[no-untyped-call] # as above
 
 
 def operation_name(target: Any) -> str | None:
@@ -68,10 +86,7 @@ def version(tensor: Tensor) -> int:
 
 def make_fx(function: Callable[..., Any], **options: Any) -> Callable[..., fx.GraphModule]:
     """Return what traces a function of tensors to a graph of its operations."""
-    with warnings.catch_warnings():  # sympy, which comes along, adds a filter of its own
-        from torch.fx.experimental import proxy_tensor
-
-    return proxy_tensor.make_fx(function, **options)
+    return _loaded("torch.fx.experimental.proxy_tensor").make_fx(function, **options)
 
 
 def without_repetitions(graph: fx.Graph) -> fx.Graph:
@@ -83,12 +98,12 @@ def without_repetitions(graph: fx.Graph) -> fx.Graph:
 
 def tracing_compiled() -> AbstractContextManager[Any]:
     """Return a context in which graphs are traced through what is compiled."""
-    return torch._dynamo.config.patch(error_on_nested_fx_trace=False)
+    return _loaded("torch._dynamo").config.patch(error_on_nested_fx_trace=False)
 
 
 def recompiling(times: int) -> AbstractContextManager[Any]:
     """Return a context in which a function is compiled up to so many times."""
-    return torch._dynamo.config.patch(recompile_limit=times)
+    return _loaded("torch._dynamo").config.patch(recompile_limit=times)
 
 
 def mark_dynamic(tensor: Tensor, dimension: int) -> None:

@@ -45,6 +45,7 @@ SIGNATURES = {
         "seed": 0,
         "progress": True,
         "input_attribute": None,
+        "batched": None,
     },
     "find_ode_layers": {"network": REQUIRED, "example": REQUIRED},
     "distill": {

@@ -91,7 +91,7 @@ DECIDED = {
         (X, draw(12)),
         False,
     ),
-    "a default": (lambda self, x, u: last(lambda t, y, c=u: self.func(t, y) + c, x), (X, draw(12, 6)), True),
+    "a default": (lambda self, x, u: last(lambda t, y, c=u: self.func(t, y) + c, x), (X, draw(12, 6)), False),
     "two": (lambda self, x, u: last(lambda t, y: self.func(t, y) * u + x, x), (X, draw(12, 6)), True),
     "an attribute": (kept, (X, draw(12, 6)), True),
     "a loop": (looped, (X, draw(12, 6)), True),

@@ -304,9 +304,9 @@ def test_stage_that_is_silent_on_the_calibration_data_is_kept():
     silent = small.explain().parts[1]
     assert silent.reduced == silent.full == 6 and "zero on all calibration data" in silent.why
     assert small(100 * y0).isfinite().all()
-    small = reduce_network(layer, "", y0, state_dim=5, points=[2, "full"], **CLASSIC)
+    small = reduce_network(layer, "", y0, state_dim="full", points=[2, "full"], **CLASSIC)
     assert small.explain().parts[1].reduced == 0
-    torch.testing.assert_close(small(y0), layer(y0), rtol=0, atol=1.0)
+    torch.testing.assert_close(small(y0), layer(y0))
 
 
 def test_state_that_is_always_zero_is_refused():
@@ -489,14 +489,12 @@ def test_labelled_loader_without_batch_to_inputs():
         reduce_network(DENSE.network(), "ode", loader, **SIZES)
 
 
-@pytest.mark.parametrize("samples", [1, 2, 3])
+@pytest.mark.parametrize("samples", [4, 5])
 def test_few_samples(samples):
     (x,) = DENSE.batch(samples)
-    layer = reduce_network(DENSE.network(), "ode", x, state_dim=2, points=2).ode
-    explanation = layer.explain()
-    assert explanation.samples == max(1, samples - 1)
-    text = str(explanation)
-    assert ("not measured" in text) == (samples == 1) == (explanation.errors == {})
+    explanation = reduce_network(DENSE.network(), "ode", x, state_dim=2, points=2).ode.explain()
+    assert explanation.samples == samples - 1
+    assert set(explanation.errors) == {"layer output", "network output"}
 
 
 def test_held_out_errors_are_those_of_the_held_out_samples():
