@@ -166,11 +166,14 @@ QUIRKS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "decay in time": time_decay,
 }
 
-#: Those that may be refused, with the reason.
-REFUSED_QUIRKS = {
+#: Those that are drawn seldom.
+RARE_QUIRKS = {
     "softmax": softmax,
     "maximum": maximum,
     "batch statistics": batch_statistics,
     "Fourier": fourier,
     "lower precision": lower_precision,
 }
+
+#: Those that may be refused, with the reason: they couple components or samples, or leave float64.
+REFUSED = {"softmax", "maximum", "batch statistics", "lower precision"}

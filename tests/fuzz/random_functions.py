@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fuzz.quirks import QUIRKS, REFUSED_QUIRKS
+from fuzz.quirks import QUIRKS, RARE_QUIRKS, REFUSED
 from fuzz.random_modules import ACTIVATIONS, Field, Network, OwnBlock
 from torchmor.adapters import ODELayer
 
@@ -92,24 +92,15 @@ class Case:
         self.skip = len(self.layers) > 1 and chance(0.4)
 
     def _layer(self, chance: Callable[[float], bool], pick: Callable[[Any], Any]) -> LayerPlan:
-        quirk = pick(list(QUIRKS)) if chance(0.35) else pick(list(REFUSED_QUIRKS)) if chance(0.03) else ""
+        quirk = pick(list(QUIRKS)) if chance(0.35) else pick(list(RARE_QUIRKS)) if chance(0.03) else ""
         norm = pick(["batch", "group", "group", "layer", "instance", "RMS"]) if chance(0.35) else ""
         gate = pick(["plain", "plain", "normalised"]) if chance(0.2) else ""
         return LayerPlan(pick(list(ACTIVATIONS)), norm, gate, chance(0.1), chance(0.05), chance(0.1), quirk)
 
     @property
     def refusable(self) -> bool:
-        """Whether something was drawn that may be refused: a closure in training mode is random, or keeps a state."""
-        quirks = {plan.quirk for plan in self.layers}
-        noisy = any(
-            plan.dropout
-            or plan.norm == "batch"
-            or plan.activation == "RReLU"
-            or plan.quirk == "reads its training flag"
-            for plan in self.layers
-        )
-        hidden = "closure" in self.form and self.training != "eval" and (noisy or self.weights == "spectral norm")
-        return hidden or bool(quirks & REFUSED_QUIRKS.keys())
+        """Whether something was drawn that may be refused."""
+        return bool({plan.quirk for plan in self.layers} & REFUSED)
 
     def __str__(self) -> str:
         words = (

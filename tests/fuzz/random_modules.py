@@ -14,7 +14,7 @@ import torch
 import torchdiffeq
 from torch import Tensor, nn
 
-from fuzz.quirks import QUIRKS, REFUSED_QUIRKS, by_channel
+from fuzz.quirks import QUIRKS, RARE_QUIRKS, by_channel
 
 FEATURES = 5  # of a sample, as the network gets it
 CLASSES = 3
@@ -117,7 +117,7 @@ class Layer(nn.Module):
         self.gate_norm = nn.GroupNorm(1, outputs) if plan.gate == "normalised" else nn.Identity()
         self.dropout = nn.Dropout(0.3) if plan.dropout else nn.Identity()
         self.time_gate = nn.Linear(1, outputs) if case.time == "gate" else None
-        self.quirk = plan.quirk and (QUIRKS | REFUSED_QUIRKS)[plan.quirk]
+        self.quirk = plan.quirk and (QUIRKS | RARE_QUIRKS)[plan.quirk]
         self.scale, self.passes = 1.0, 2 if plan.tied and inputs == outputs else 1
         self.register_buffer("order", torch.randperm(outputs))
         self.register_buffer("counts", torch.randint(1, 4, (outputs,), dtype=torch.int32))
