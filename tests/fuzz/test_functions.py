@@ -139,10 +139,10 @@ def scale_changes_nothing(tried):
 #: Laws, and of how many cases which one they are tried on. Those of one case share its snapshots.
 LAWS = {
     chain_is_the_function: (2, 1),
-    nothing_reduced_is_exact: (8, 0),
-    stated_error_is_the_measured_one: (8, 0),
+    nothing_reduced_is_exact: (16, 0),
+    stated_error_is_the_measured_one: (16, 0),
     order_of_samples_counts_little: (32, 0),
-    scale_changes_nothing: (16, 0),
+    scale_changes_nothing: (32, 0),
 }
 STATISTICAL = stated_error_is_the_measured_one  # may fail in one of a hundred cases
 
