@@ -14,8 +14,8 @@ from torchmor.engine.held_out import held_out_columns
 #: Ridge weights that are tried where none is given.
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 
-#: A feature that varies less than this, relative to its values, is a constant that was rounded.
-_CONSTANT = 1e-14
+#: What varies less than this, relative to its size, is a constant that was rounded.
+ROUNDING = 1e-14
 
 
 class Regression(NamedTuple):
@@ -107,7 +107,7 @@ def _regression(features: np.ndarray, target: np.ndarray) -> Callable[[float], t
     middle, aim, count = features.mean(axis=1), target.mean(axis=1), features.shape[1]
     centered = features - middle[:, np.newaxis]
     deviations, sizes = np.linalg.norm(centered, axis=1), np.linalg.norm(features, axis=1)
-    varies = deviations > _CONSTANT * sizes
+    varies = deviations > ROUNDING * sizes
     units = deviations[varies, np.newaxis] / np.sqrt(count)
     standard = centered[varies] / units
     if not len(standard):

@@ -23,11 +23,9 @@ from torchmor.engine.points import (
     oversample,
     too_many_points,
 )
+from torchmor.engine.regression import ROUNDING
 from torchmor.engine.sizes import ReductionRequest
 from torchmor.engine.stages import Stage, StageChain
-
-#: What varies less than this, relative to its size, is rounding.
-ROUNDING = 1e-14
 
 
 class StageSampler:

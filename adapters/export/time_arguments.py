@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.torch_private import tree_leaves
@@ -28,11 +28,11 @@ def time_arguments(network: nn.Module, example: Sequence[Any]) -> frozenset[int]
             storage = t.untyped_storage().data_ptr()
             found.update(i for i, leaf in candidates.items() if leaf.untyped_storage().data_ptr() == storage)
 
-    network = copied(network).eval()
+    network = copied(network)
     for layer in network.modules():
         if isinstance(layer, SolvingLayer):
             layer.register_forward_pre_hook(look, with_kwargs=True)
-    with torch.random.fork_rng(), torch.no_grad():
+    with evaluation(network):
         try:
             network(*example)
         except Exception:  # whoever asked calls it next, and reports

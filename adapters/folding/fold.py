@@ -13,6 +13,7 @@ from torchmor.adapters.folding.explanation import FoldExplanation, describe
 from torchmor.adapters.folding.network_graph import NetworkGraph
 from torchmor.adapters.folding.sampled_encoder import SampledFold, fit_sampled_encoder
 from torchmor.adapters.layers.placing import copied, original
+from torchmor.adapters.networks.difference import Difference
 from torchmor.adapters.solving.torch_private import tree_leaves, tree_map
 from torchmor.engine.errors import SizeError, UnsupportedOperationError
 
@@ -206,32 +207,30 @@ def _errors(small: nn.Module, folded: nn.Module, folds: AffineFolds, example: tu
     rows = rows[:_COMPARED_SAMPLES]
     arguments = folds.graph.select(example, rows)
     network = copied(original(small)).eval()  # what it counts and keeps does not move
-    missed, norm = _difference(network, folded, arguments)
-    errors[f"the network's output on {len(rows):,} {samples}"] = missed / max(norm, 1e-150)
+    found = _difference(network, folded, arguments)
+    errors[f"the network's output on {len(rows):,} {samples}"] = found.relative
     if not encoders:
         few = folds.graph.select(example, rows[: 1 if len(rows) == 2 else 2])
         others = tree_map(lambda a: a / 1.25 if isinstance(a, Tensor) and a.is_floating_point() else a, few)
-        for wrong, size in ((missed, norm), _difference(network, folded, others)):
-            if not wrong <= _SAME * size + 1e-6:  # outputs may be 0 but for rounding
+        for one in (found, _difference(network, folded, others)):
+            if not one.norm <= _SAME * one.size + 1e-6:  # outputs may be 0 but for rounding
                 raise UnsupportedOperationError(
                     "expected a network whose graph computes what it computes, got a relative difference of "
-                    f"{wrong / max(size, 1e-150):.2g} on the example or data like it: let its forward not depend on "
+                    f"{one.relative:.2g} on the example or data like it: let its forward not depend on "
                     "random numbers in eval mode, on earlier calls, or on values outside of torch"
                 )
     return errors
 
 
-def _difference(network: nn.Module, folded: nn.Module, arguments: tuple[Any, ...]) -> tuple[float, float]:
-    """Norm of the difference of the floating-point outputs, where they are finite, and of the outputs."""
+def _difference(network: nn.Module, folded: nn.Module, arguments: tuple[Any, ...]) -> Difference:
+    """Difference of the floating-point outputs, with the same random numbers."""
     with torch.no_grad(), torch.random.fork_rng():
         state = torch.get_rng_state()
         expected = tree_leaves(network(*arguments))
         torch.set_rng_state(state)
-        found = tree_leaves(folded(*arguments))
-    missed = norm = 0.0
-    for target, value in zip(expected, found, strict=True):
-        if isinstance(target, Tensor) and target.is_floating_point():
-            known = target.isfinite()  # a network may mask its output with infinity
-            missed += float((value[known].double() - target[known].double()).square().sum())
-            norm += float(target[known].double().square().sum())
-    return missed**0.5, norm**0.5
+        values = tree_leaves(folded(*arguments))
+    found = Difference()
+    for exact, value in zip(expected, values, strict=True):
+        if isinstance(exact, Tensor) and exact.is_floating_point():
+            found.add(exact, value)
+    return found

@@ -1,7 +1,5 @@
 """Running what somebody else wrote, and leaving no trace of it."""
 
-import functools
-import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+from torchmor.adapters.layers.places import steps
 
 
 @contextmanager
@@ -53,26 +53,9 @@ def _modules(network: Any) -> list[nn.Module]:
     waiting: list[Any] = [network]
     while waiting:
         value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, nn.Module):
-            found[id(value)] = value
-            waiting += [*value._modules.values(), *(one for one in vars(value).values() if callable(one))]
-        elif isinstance(value, functools.partial):
-            waiting += [value.func, *value.args, *value.keywords.values()]
-        elif inspect.ismethod(value):
-            waiting.append(value.__self__)
-        elif inspect.isfunction(value):
-            waiting += [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
-        elif callable(value) and not isinstance(value, type):
-            waiting += getattr(value, "__dict__", {}).values()
+        if id(value) not in seen and callable(value) and not isinstance(value, type):
+            seen.add(id(value))
+            if isinstance(value, nn.Module):
+                found[id(value)] = value
+            waiting += [inner for _, inner in steps(value)]
     return list(found.values())
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True

@@ -262,12 +262,11 @@ def _faults_of_form(form: Mapping[str, Any], layer: Mapping[str, Any]) -> Iterat
         yield "expected times that increase or decrease"
 
 
-def _faults_of_solve(form: Mapping[str, Any], layer: LayerEntry) -> Iterator[str]:
+def _faults_of_solve(form: Mapping[str, Any], layer: Mapping[str, Any]) -> Iterator[str]:
     inputs = form.get("inputs", ())
     if not form["layer"].isidentifier():
         yield f"expected a name of a layer, got {_short(form['layer'])}"
-    settings: Any = layer["settings"]  # as it is in JSON
-    if settings.get("output", SolveSettings.output) != "trajectory":
+    if layer["settings"].get("output", SolveSettings.output) != "trajectory":
         yield "expected a layer that returns its states at all times"
     if layer["input_use"] == ("none" if inputs else "required"):
         yield "expected an input where the layer takes one, and only there"

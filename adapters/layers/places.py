@@ -32,7 +32,7 @@ def values(func: Any) -> dict[Place, Any]:
             found[place] = value
         elif id(value) not in seen:
             seen.add(id(value))
-            for step, inner in _steps(value):
+            for step, inner in steps(value):
                 look((*place, step), inner)
 
     look((), func)
@@ -48,7 +48,7 @@ def get(func: Any, place: Place) -> Any:
         There is none.
     """
     for step in place:
-        func = getattr(func, step[1]) if step[0] == "attribute" else dict(_steps(func))[step]
+        func = getattr(func, step[1]) if step[0] == "attribute" else dict(steps(func))[step]
     return func
 
 
@@ -81,7 +81,8 @@ def words(place: Place) -> str:
     return ".".join(names) or "the function"
 
 
-def _steps(value: Any) -> Iterator[tuple[tuple[str, Any], Any]]:
+def steps(value: Any) -> Iterator[tuple[tuple[str, Any], Any]]:
+    """Yield what a function, module or object holds, with the step that leads there."""
     if isinstance(value, types.MethodType):
         yield ("self", ""), value.__self__
     elif isinstance(value, types.FunctionType):
@@ -123,6 +124,6 @@ def identity(func: Any, module: nn.Module) -> str:
         return f"partial({identity(func.func, module)})"
     if isinstance(func, types.FunctionType):
         kinds = (nn.Module, types.FunctionType, types.MethodType, functools.partial)
-        uses = [identity(one, module) for _, one in _steps(func) if isinstance(one, kinds) and one is not func]
+        uses = [identity(one, module) for _, one in steps(func) if isinstance(one, kinds) and one is not func]
         return f"{func.__qualname__}({', '.join([*uses, *func.__code__.co_freevars, *func.__code__.co_names])})"
     return type(func).__qualname__

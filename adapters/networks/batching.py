@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.placing import copied, find_layer
-from torchmor.adapters.models.to_pymor import full_order_model
-from torchmor.adapters.networks.calibration import Arguments, Batch, Calibration, Flags, length, samples_of
+from torchmor.adapters.networks.calibration import Arguments, Batch, Calibration, Flags, described, length, samples_of
 from torchmor.adapters.networks.evaluation import call_network
+from torchmor.adapters.networks.first_states import check_traceable
 from torchmor.adapters.networks.stand_in import with_ode_layer
 from torchmor.adapters.solving.torch_private import DispatchMode, tree_leaves
 from torchmor.engine.errors import CalibrationError
@@ -51,30 +51,17 @@ def with_batched(
     """
     if calibration.batched is not None:
         return calibration
-    whole = calibration.in_one_piece and calibration.batch_to_inputs is None
-    limit = calibration.batch_size if whole else None
+    one_call = calibration.in_one_piece and calibration.batch_to_inputs is None
+    limit = calibration.batch_size if one_call else None
     try:
         return replace(calibration, batched=find_batched(network, calibration.calls(), limit))
     except CalibrationError:
         with suppress(CalibrationError):
-            if name is not None:
-                _trace(network, name, calibration, input_attribute)  # its own reason says more
+            if name is not None:  # its own reason says more
+                whole, layer_name = with_ode_layer(network, name, calibration, input_attribute)
+                whole = copied(whole)
+                check_traceable(whole, find_layer(whole, layer_name), next(iter(calibration)))
         raise
-
-
-def _trace(network: nn.Module, name: str, calibration: Calibration, input_attribute: str | None) -> None:
-    """Trace the ODE function of a layer at the first states that its solver takes."""
-    network, name = with_ode_layer(network, name, calibration, input_attribute)
-    network = copied(network)
-    layer, seen = find_layer(network, name), list[tuple[Tensor, Tensor | None]]()
-
-    def observe(t: Tensor, y: Tensor, u: Tensor | None) -> None:
-        if not seen:
-            seen.append((y[:4].clone(), None if u is None else u[:4].clone()))
-
-    with evaluation(network), layer.observe(observe):
-        call_network(network, next(iter(calibration)))
-        full_order_model(layer, *seen[0])
 
 
 def find_batched(network: nn.Module, batches: Iterable[Arguments], limit: int | None = None) -> Flags:
@@ -88,7 +75,7 @@ def find_batched(network: nn.Module, batches: Iterable[Arguments], limit: int | 
     network
         The network; it runs in eval mode, and is left as it was.
     batches
-            The arguments of some calls, of which a few are tried.
+        The arguments of some calls, of which a few are tried.
     limit
         Run with the first so many samples only.
 
@@ -111,7 +98,7 @@ def find_batched(network: nn.Module, batches: Iterable[Arguments], limit: int | 
     lengths = list(zip(*of_calls, strict=True))  # of each argument, in all calls
     count, groups = len(lengths), list(dict.fromkeys(one for one in lengths if None not in one))
     if not groups:
-        kinds = ", ".join(map(_shape, tried[0])) or "no arguments"
+        kinds = ", ".join(map(described, tried[0])) or "no arguments"
         raise CalibrationError(
             f"expected a Tensor (batch, …) among the arguments of calibration batch 0, got {kinds}: map batches to "
             "arguments with batch_to_inputs"
@@ -123,7 +110,7 @@ def find_batched(network: nn.Module, batches: Iterable[Arguments], limit: int | 
             for chosen in _subsets([i for i, one in enumerate(lengths) if one == group]):
                 flags = tuple(i in chosen for i in range(count))
                 apart = not any(a and b for known in found for a, b in zip(known, flags, strict=True))
-                if apart and all(probe.permutes(flags) for probe in probes):
+                if apart and all(probe.dims(flags) is not None for probe in probes):
                     found.append(flags)
         if len(found) > 1:
             raise CalibrationError(
@@ -136,7 +123,7 @@ def find_batched(network: nn.Module, batches: Iterable[Arguments], limit: int | 
             return flags
         given = samples_of(tried[0], tuple(one == groups[0] for one in lengths), slice(limit))
         call_network(network, Batch(given, np.arange(groups[0][0] or 0), 0))  # it may fail, and say why
-    shapes = ", ".join(_shape(argument) for argument in tried[0])
+    shapes = ", ".join(described(argument) for argument in tried[0])
     raise CalibrationError(
         "expected a network whose output is permuted when the samples of its arguments are, got one where this is so "
         f"for no choice of its arguments ({shapes}): other samples, or their order, decide about a sample, or the "
@@ -147,9 +134,7 @@ def find_batched(network: nn.Module, batches: Iterable[Arguments], limit: int | 
 def sample_dims(network: nn.Module, arguments: Arguments, batched: Sequence[bool]) -> list[int | None]:
     """Return the dimension of each tensor of the output along which samples lie; None where there is none."""
     with evaluation(network):
-        probe = _Probe(network, arguments, None)
-        probe.permutes(batched)
-        return probe.dims
+        return _Probe(network, arguments, None).dims(batched) or []
 
 
 def _subsets(positions: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -161,7 +146,7 @@ def _told(probes: Sequence[_Probe], flags: Flags) -> Flags:
     """Return the flags, without arguments that no permutation tells and that have to stay whole in parts."""
     for i, flag in enumerate(flags):
         without = tuple(one and j != i for j, one in enumerate(flags))
-        if not flag or not any(without) or not all(probe.permutes(without) for probe in probes):
+        if not flag or not any(without) or any(probe.dims(without) is None for probe in probes):
             continue
         errors = [max(probe.part_error(one) for probe in probes) for one in (flags, without)]
         if errors[1] < errors[0]:
@@ -184,41 +169,46 @@ class _Probe:
 
     def __init__(self, network: nn.Module, arguments: Arguments, limit: int | None):
         self.network, self.arguments, self.limit = network, arguments, limit
-        self.dims: list[int | None] = []
         self.failure: Exception | None = None
+        self._dims: dict[tuple[bool, ...], list[int | None] | None] = {}
 
     def size(self, flags: Sequence[bool]) -> int:
-        """Return the number of samples."""
-        return next(length(argument) or 0 for argument, flag in zip(self.arguments, flags, strict=True) if flag)
+        """Return the number of samples that are run with."""
+        return next(length(argument) or 0 for argument, flag in zip(self._cut(flags), flags, strict=True) if flag)
 
-    def permutes(self, flags: Sequence[bool]) -> bool:
-        """Whether the output is permuted with the samples; notes along which dimensions."""
-        given = self._cut(flags)
-        size = self.size(flags) if self.limit is None else min(self.size(flags), self.limit)
+    def dims(self, flags: Sequence[bool]) -> list[int | None] | None:
+        """Return the dimension of each output that is permuted with the samples; None if they are not."""
+        key = tuple(flags)
+        if key not in self._dims:
+            self._dims[key] = self._permuted(key)
+        return self._dims[key]
+
+    def _permuted(self, flags: Sequence[bool]) -> list[int | None] | None:
+        given, size = self._cut(flags), self.size(flags)
         order = torch.randperm(size, generator=torch.Generator().manual_seed(size))
         order = order.flip(0) if torch.equal(order, torch.arange(size)) else order
         try:
             with _EqualNoise(size):
                 expected, found = (self._run(one) for one in (given, samples_of(given, flags, order)))
         except Exception:  # whatever the network says to times that do not increase, or other impossible values
-            return False
+            return None
         if [one.shape for one in found] != [one.shape for one in expected]:
-            return False
-        fits, self.dims = [], []
+            return None
+        dims: list[int | None] = []
         for value, wanted in zip(found, expected, strict=True):
-            dims = [d for d, s in enumerate(wanted.shape) if s == size]
-            good = [d for d in dims if _same(value, wanted.index_select(d, order.to(wanted.device)))]
-            fits.append(bool(good) or _same(value, wanted))
-            self.dims.append(good[0] if good else None)
-        seen = any(dim is not None for dim in self.dims)
-        return all(fits) and (seen or all(one.numel() == 1 for one in expected))
+            alike = (d for d, length in enumerate(wanted.shape) if length == size)
+            good = (d for d in alike if _same(value, wanted.index_select(d, order.to(wanted.device))))
+            dims.append(next(good, None))
+            if dims[-1] is None and not _same(value, wanted):
+                return None
+        seen = any(dim is not None for dim in dims)
+        return dims if seen or all(one.numel() == 1 for one in expected) else None
 
     def part_error(self, flags: Sequence[bool]) -> float:
         """Return how far the outputs of half of the samples are from these with all; infinity if they have none."""
-        given = self._cut(flags)
-        size = next(length(argument) or 0 for argument, flag in zip(given, flags, strict=True) if flag)
+        given, size, dims = self._cut(flags), self.size(flags), self.dims(flags)
         half = torch.arange(size // 2)
-        if size < 2 or not self.permutes(flags):
+        if size < 2 or dims is None:
             return 0.0
         try:
             with _EqualNoise(size), _EqualNoise(len(half)):
@@ -228,7 +218,7 @@ class _Probe:
             return float("inf")
         kept = [
             wanted if dim is None else wanted.index_select(dim, half.to(wanted.device))
-            for wanted, dim in zip(expected, self.dims, strict=True)
+            for wanted, dim in zip(expected, dims, strict=True)
         ]
         return max((_error(value, wanted) for value, wanted in zip(found, kept, strict=True)), default=0.0)
 
@@ -272,7 +262,3 @@ def _error(value: Tensor, wanted: Tensor) -> float:
 def _same(value: Tensor, wanted: Tensor) -> bool:
     eps = torch.finfo(wanted.dtype).eps if wanted.is_floating_point() else 0.0
     return _error(value, wanted) <= min(max(ALLOWED * eps, LEAST_ALLOWED), MOST_ALLOWED)
-
-
-def _shape(argument: Any) -> str:
-    return str(tuple(argument.shape)) if isinstance(argument, Tensor) else type(argument).__name__

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchmor.adapters.solving.torch_private import tree_leaves, tree_map_only
 from torchmor.engine.errors import CalibrationError, NonFiniteError
-from torchmor.engine.held_out import held_out_mask as held_out_mask
+from torchmor.engine.held_out import held_out_mask
 
 _FORMS = (
     "a Tensor, a tuple of Tensors (the arguments of one call), or a re-iterable of batches, "
@@ -208,11 +208,11 @@ class Calibration:
                 return sizes[0]
             raise CalibrationError(
                 f"expected arguments of one length along dimension 0 where batched={self.batched} says that they hold "
-                f"a batch, got {', '.join(map(_described, arguments))} in calibration batch {index}"
+                f"a batch, got {', '.join(map(described, arguments))} in calibration batch {index}"
             )
         raise CalibrationError(
             f"expected a Tensor (batch, …) among the arguments of calibration batch {index}, got "
-            f"{', '.join(map(_described, arguments)) or 'no arguments'}: map batches to arguments with batch_to_inputs"
+            f"{', '.join(map(described, arguments)) or 'no arguments'}: map batches to arguments with batch_to_inputs"
         )
 
     def count(self) -> int:
@@ -287,7 +287,8 @@ def _is_arguments(data: Any) -> bool:
     return isinstance(data, tuple) and bool(data) and all(isinstance(item, Tensor) for item in data)
 
 
-def _described(argument: Any) -> str:
+def described(argument: Any) -> str:
+    """Return an argument in words: the shape of a Tensor, the kind of all others."""
     return str(tuple(argument.shape)) if isinstance(argument, Tensor) else type(argument).__name__
 
 

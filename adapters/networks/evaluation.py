@@ -3,12 +3,11 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchmor.adapters.layers.evaluation import evaluation as evaluation
 from torchmor.adapters.layers.mismatch import explain_mismatch
 from torchmor.adapters.networks import torchdyn_layers
 from torchmor.adapters.networks.calibration import Batch
@@ -18,20 +17,29 @@ from torchmor.engine.errors import CalibrationError, InputError, TorchmorError
 _LABELS = "if the batches hold labels, pass batch_to_inputs=lambda b: b[0]"
 
 
-@contextmanager
-def recorded_calls(module: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], Any]]]:
-    """List the arguments and the output of every call of a module that returns, while the context lasts."""
-    calls: list[tuple[tuple[Any, ...], Any]] = []
+class RecordedCall(NamedTuple):
+    """A call of a module: its arguments, those by name, and its output."""
 
-    def keep(_: Any, arguments: tuple[Any, ...], output: Any) -> None:
-        calls.append((arguments, tree_map_only(Tensor, torch.clone, output)))  # what follows may change it in place
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+    output: Any
+
+
+@contextmanager
+def recorded_calls(module: nn.Module) -> Iterator[list[RecordedCall]]:
+    """List every call of a module that returns, while the context lasts."""
+    calls: list[RecordedCall] = []
+
+    def keep(_: Any, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        output = tree_map_only(Tensor, torch.clone, output)  # what follows may change it in place
+        calls.append(RecordedCall(arguments, named, output))
 
     def trajectory(*arguments: Any, **named: Any) -> Any:
         output = type(module).trajectory(module, *arguments, **named)  # type: ignore[attr-defined]
-        keep(module, arguments, output)
+        keep(module, arguments, named, output)
         return output
 
-    hook = module.register_forward_hook(keep)
+    hook = module.register_forward_hook(keep, with_kwargs=True)
     if torchdyn_layers.is_neural_ode(module):
         module.__dict__["trajectory"] = trajectory  # which is no forward, and solves too
     try:

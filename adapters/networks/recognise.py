@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.own_forward import own_form
 from torchmor.adapters.layers.placing import copied, find_layer
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import CallForm, SolvedBlock
-from torchmor.adapters.models.to_pymor import full_order_model
 from torchmor.adapters.networks import torchdyn_layers
 from torchmor.adapters.networks.batching import find_batched
 from torchmor.adapters.networks.calibration import Batch, length
-from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.networks.equivalence import Run
+from torchmor.adapters.networks.evaluation import call_network
+from torchmor.adapters.networks.first_states import check_traceable
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, now, watched
-from torchmor.adapters.networks.stand_in import Run, replaced, run_variants
+from torchmor.adapters.networks.stand_in import replaced, run_variants
 from torchmor.adapters.networks.variants import variants
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import solver_name
@@ -174,14 +176,14 @@ def _found(network: nn.Module, name: str, runs: Sequence[Run], share: float) -> 
     try:
         if isinstance(module, ODELayer):
             kind, func, layer, output = "ODELayer", module.func, module, module.output
-            _trace(layer, network, runs[0])
+            check_traceable(network, layer, runs[0].variant.batch)
         else:
             found, layer_name = replaced(network, name, module, runs)
             layer, block = find_layer(found, layer_name), found.get_submodule(name)
             form = block.form if isinstance(block, SolvedBlock) else own_form(block)
             batch_dims = 1 if form is None else form.batch_dims
             output = _output_words(form) if isinstance(form, CallForm) else layer.output if form is None else OWN
-            _trace(layer, found, runs[0])
+            check_traceable(found, layer, runs[0].variant.batch)
     except TorchmorError as error:
         obstacle = str(error)
     except Exception as error:  # of the user's code, at an example of another size: it must not hide the other layers
@@ -198,19 +200,6 @@ def _found(network: nn.Module, name: str, runs: Sequence[Run], share: float) -> 
         share,
         obstacle,
     )
-
-
-def _trace(layer: ODELayer, network: nn.Module, run: Run) -> None:
-    """Trace the ODE function at the first states that the solver takes."""
-    seen: list[tuple[Tensor, Tensor | None]] = []
-
-    def observe(t: Tensor, y: Tensor, u: Tensor | None) -> None:
-        if not seen:
-            seen.append((y[:4].clone(), None if u is None else u[:4].clone()))
-
-    with evaluation(network), layer.observe(observe):
-        call_network(network, run.variant.batch)
-    full_order_model(layer, *seen[0])
 
 
 def _function_name(network: nn.Module, func: Any) -> str:

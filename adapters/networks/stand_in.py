@@ -5,40 +5,34 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.ode_layer import ODELayer, call_convention
 from torchmor.adapters.layers.own_forward import PlacedFunction, SolveForm, with_own_forward
 from torchmor.adapters.layers.placing import copied, find_layer
 from torchmor.adapters.layers.solved_block import AttributeFunction, SolvedBlock, source_of
 from torchmor.adapters.networks import torchdyn_layers
 from torchmor.adapters.networks.call_forms import ADVICE, call_form
-from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
+from torchmor.adapters.networks.equivalence import Run, check_block, check_runs
+from torchmor.adapters.networks.evaluation import call_network
+from torchmor.adapters.networks.refusals import check_call, check_single, where_it_is
 from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, watched
-from torchmor.adapters.networks.solve_inputs import HIDDEN, read_numbers, solve_inputs, value_of
+from torchmor.adapters.networks.solve_inputs import read_numbers, solve_inputs, value_of
 from torchmor.adapters.networks.variants import Variant, variants
 from torchmor.adapters.solving.torch_private import tree_leaves, tree_map_only
 from torchmor.engine.errors import (
     FrozenArgumentWarning,
     InputError,
-    NonFiniteError,
-    TorchmorError,
     UnknownLayerError,
     UnsupportedOperationError,
 )
 from torchmor.engine.tableaux import OWN_METHODS
-
-#: A stand-in gives the module's values to so many units of rounding, or of tolerance where the solver is another.
-ALLOWED = 1e3
-ALLOWED_TOLERANCES = 10.0
-
-#: What the rest of the network can make of that, relative to its output: so many √eps, or so much with tolerances.
-ALLOWED_ROOTS, ALLOWED_OUTPUT = 10.0, 0.05
 
 
 def with_ode_layer(
@@ -137,7 +131,7 @@ def replaced(
     """
     own = [call for run in runs for call in run.calls if call.module is target]
     for call in own:
-        _check(name, call)
+        check_call(name, call)
     try:
         return _with_block(network, name, own, runs, input_attribute)
     except UnsupportedOperationError:
@@ -157,7 +151,7 @@ def _with_block(
         stand_in = block.layer if alone and not attributes_used else _with_source(block, module, attributes_used)
         whole = copied(network, {id(module): stand_in.train(module.training)})
         try:
-            _check_runs(copied(whole), runs, name, own[0].solves[0].exact)
+            check_runs(copied(whole), runs, name, own[0].solves[0].exact)
             break
         except AttributeError:  # the network uses more of the module than its forward: keep a copy of it
             if attributes_used:
@@ -171,12 +165,12 @@ def _with_own_forward(
     """Return the network with an ODELayer inside of the module, which answers the solves of its forward."""
     layer, form = own_forward(name, own)
     found = _placed(network, name, layer, form)
-    _check_runs(copied(found), runs, name, True, own)
+    check_runs(copied(found), runs, name, True, own)
     dropped = _of_function(own[0])
     if dropped:
         smaller = _placed(network, name, layer, replace(form, dropped=dropped))
         try:
-            _check_runs(copied(smaller), runs, name, True, own)
+            check_runs(copied(smaller), runs, name, True, own)
             found = smaller
         except Exception:  # they are used elsewhere, too, in whatever way
             pass
@@ -210,25 +204,6 @@ def _of_function(call: ModuleCall) -> tuple[str, ...]:
     held = {id(one) for one in owner.parameters()} if isinstance(owner, nn.Module) and owner is not call.module else ()
     pairs = zip(named.items(), grads, strict=True)
     return tuple(key for (key, one), grad in pairs if grad is not None or id(one) in held)
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What a network did with some arguments.
-
-    Parameters
-    ----------
-    variant
-        The arguments.
-    output
-        What it returned.
-    calls
-        The calls of its modules that solve.
-    """
-
-    variant: Variant
-    output: Any
-    calls: list[ModuleCall]
 
 
 def run_variants(network: nn.Module, chosen: Sequence[Variant], attribute: tuple[str, str] | None = None) -> list[Run]:
@@ -281,8 +256,8 @@ def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | 
         The module does more than its arguments, its states and an ODELayer can explain.
     """
     for call in calls:
-        _check(name, call)
-        _check_single(name, call)
+        check_call(name, call)
+        check_single(name, call)
     first, solve = calls[0], calls[0].solves[0]
     func = solve.func
     inputs = () if input_attribute is not None else solve_inputs(name, [call.solves[0] for call in calls])
@@ -299,18 +274,9 @@ def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | 
         warnings.simplefilter("ignore")  # a probe: the function may broadcast, and say so
         batch_dims = 2 if form.input is None and input_attribute is None and _acts_on_rows(func, solve) else 1
     form = replace(form, batch_dims=batch_dims)
-    layer = ODELayer(
-        func,
-        form.t,
-        method=solve.method,
-        rtol=solve.rtol,
-        atol=solve.atol,
-        options=solve.options,
-        adjoint=solve.adjoint and isinstance(func, nn.Module) and solve.method not in OWN_METHODS,
-        output="final" if form.times_kept == -1 else "trajectory",
-    )
+    layer = _layer(func, solve, form.t, "final" if form.times_kept == -1 else "trajectory")
     block = SolvedBlock(layer, form, source_of(first.module, form))
-    _verify(name, block, calls)
+    check_block(name, block, calls)
     return block
 
 
@@ -318,67 +284,6 @@ def _with_source(block: SolvedBlock, module: nn.Module, attributes_used: bool) -
     """Return a block with what its form needs of the module, as it was before the calibration run."""
     form = replace(block.form, attributes_used=attributes_used)
     return SolvedBlock(block.layer, form, source_of(copied(module), form))
-
-
-def _check(name: str, call: ModuleCall) -> None:
-    """Refuse what no ODELayer does."""
-    if torchdyn_layers.is_neural_ode(call.module):
-        torchdyn_layers.check(call.module)
-    for solve in call.solves:
-        _check_solve(name, solve)
-
-
-def _where(name: str) -> str:
-    return f"the module {name!r}" if name else "the network itself (its forward is the innermost that solves)"
-
-
-def _check_single(name: str, call: ModuleCall) -> None:
-    """Refuse what no ODELayer alone does."""
-    solve = call.solves[0]
-    if len(call.solves) > 1:
-        raise UnsupportedOperationError(
-            f"expected a module that solves one ODE in each call, got {len(call.solves)} solves in one call of "
-            f"{_where(name)}: {ADVICE}; it may be called many times"
-        )
-    if solve.y0.ndim < 2:
-        raise UnsupportedOperationError(
-            f"expected a state of shape (batch, …), got {tuple(solve.y0.shape)} in {_where(name)}: torchmor reduces "
-            "ODEs that treat the samples of a batch alike; give the state a batch dimension"
-        )
-
-
-def _check_solve(name: str, solve: SolveCall) -> None:
-    where = _where(name)
-    if solve.event:
-        raise UnsupportedOperationError(
-            f"expected a solve between given times, got one that stops at an event (event_fn) in {where}: torchmor "
-            "reduces solves of fixed length; reduce the parts between events as an ODELayer each, and keep the events "
-            "outside"
-        )
-    if not isinstance(solve.y0, Tensor):
-        raise UnsupportedOperationError(
-            f"expected a state that is one Tensor, got a tuple of {len(solve.y0)} in {where}, as continuous "
-            "normalising flows have it, whose second part is a log-density that needs the divergence of f: torchmor "
-            "reduces y' = f(t, y) alone; solve for the samples alone, or concatenate the parts to one Tensor"
-        )
-    if type(solve.func).__module__.partition(".")[0] == "torchcde":
-        raise UnsupportedOperationError(
-            f"expected an ODE function f(t, y), got that of torchcde in {where}, which reads the path X of its call: "
-            "write the neural CDE as f(t, y, u) with u = dX/dt, for F(y) u return (F(y) @ u[..., None])[..., 0], and "
-            "call ODELayer(f, t, …)(y0, X.derivative) instead of cdeint; reduce that layer"
-        )
-    if solve.y0.numel() == 0 or len(solve.t) < 2:
-        raise UnsupportedOperationError(
-            f"expected a solve of at least one state over at least two times, got a state of shape "
-            f"{tuple(solve.y0.shape)} and {len(solve.t)} times in {where}: calibrate with other data"
-        )
-    if isinstance(solve.states, Tensor) and not bool(solve.states.isfinite().all()):
-        bad = (~solve.states.isfinite()).movedim(min(1, solve.states.ndim - 1), 0).flatten(1).any(1)
-        raise NonFiniteError(
-            f"expected finite states in {where}, got NaN or infinity in sample {int(bad.nonzero()[0])}, and "
-            f"{int(bad.sum()) - 1} others, of a batch of {len(bad)}: the solution diverges there; leave such samples "
-            "out, or use smaller steps or an adaptive method"
-        )
 
 
 def own_forward(name: str, calls: Sequence[ModuleCall]) -> tuple[ODELayer, SolveForm]:
@@ -397,7 +302,7 @@ def own_forward(name: str, calls: Sequence[ModuleCall]) -> tuple[ODELayer, Solve
         They are solves of several ODEs, or of one that is no f(t, y, u).
     """
     module, solves = calls[0].module, [solve for call in calls for solve in call.solves]
-    where, solve = _where(name), solves[0]
+    where, solve = where_it_is(name), solves[0]
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedOperationError(
             f"expected a module of Python in whose forward the ODE is solved, got a scripted one as {name!r}: reduce "
@@ -423,19 +328,16 @@ def own_forward(name: str, calls: Sequence[ModuleCall]) -> tuple[ODELayer, Solve
         batch_dims = 2 if not inputs and _acts_on_rows(solve.func, solve) else min(solve.y0.ndim - 1, 1)
         numbers = read_numbers(solve, inputs)
     func: Any = PlacedFunction(solve.func, inputs, call_convention(solve.func)[0]) if inputs else solve.func
-    layer = ODELayer(
-        func,
-        tuple(solve.t.tolist()),
-        method=solve.method,
-        rtol=solve.rtol,
-        atol=solve.atol,
-        options=solve.options,
-        adjoint=solve.adjoint and isinstance(func, nn.Module) and solve.method not in OWN_METHODS,
-        output="trajectory",
-    )
+    layer = _layer(func, solve, tuple(solve.t.tolist()), "trajectory")
     free = (one for one in ("layer", "ode_layer", "reduced_ode_layer") if not hasattr(module, one))
     form = SolveForm(next(free, "torchmor_layer"), solve.identity, solve.settings, inputs, numbers, batch_dims)
     return layer, form
+
+
+def _layer(func: Callable[..., Any], solve: SolveCall, t: tuple[float, ...], output: str) -> ODELayer:
+    """Return the ODE layer that solves as was seen."""
+    adjoint = solve.adjoint and isinstance(func, nn.Module) and solve.method not in OWN_METHODS
+    return ODELayer(func, t, solve.method, solve.rtol, solve.atol, solve.options, adjoint, output)
 
 
 # -- the ODE function -----------------------------------------------------------------------------------------------
@@ -464,83 +366,6 @@ def _attribute_function(module: nn.Module, func: Callable[..., Any], path: str, 
     parent, _, attribute = path.rpartition(".")
     owner = attrgetter(parent)(module) if parent else module
     return AttributeFunction(func, owner, attribute, isinstance(value, Tensor), call_convention(func)[0])
-
-
-# -- what must be the same ------------------------------------------------------------------------------------------
-
-
-def _verify(name: str, block: SolvedBlock, calls: Sequence[ModuleCall]) -> None:
-    """Check that the block gives what the module gave."""
-    with evaluation(block):
-        for call in calls:
-            if block.form.input_attribute is not None:
-                parent, _, attribute = block.form.input_attribute.rpartition(".")
-                owner = attrgetter(parent)(block.source) if parent else block.source
-                setattr(owner, attribute, call.solves[0].input)
-            try:
-                output = block(*call.args, **call.kwargs)
-            except TorchmorError:
-                raise
-            except Exception as error:  # the function may fail in any way where it reads what is not there
-                raise UnsupportedOperationError(
-                    f"the solve of {name!r} fails when it is repeated outside of it ({type(error).__name__}: {error}): "
-                    f"{HIDDEN}"
-                ) from error
-            expected, solve = call.output, call.solves[0]
-            if isinstance(expected, tuple):
-                expected, output = expected[-1], output[-1]
-            _equal(name, output, expected, solve)
-
-
-def _equal_outputs(name: str, output: Any, call: ModuleCall) -> None:
-    for value, expected in zip(tree_leaves(output), tree_leaves(call.output), strict=True):
-        if isinstance(expected, Tensor) and expected.is_floating_point():
-            _equal(name, value, expected, call.solves[0])
-
-
-def _equal(name: str, output: Tensor, expected: Tensor, solve: SolveCall) -> None:
-    scale = float(expected.abs().max()) if expected.numel() else 0.0
-    allowed = ALLOWED * torch.finfo(expected.dtype).eps * max(scale, 1e-30)
-    if not solve.exact:  # its coefficients are float32, and its steps its own
-        allowed = max(allowed, ALLOWED * torch.finfo(torch.float32).eps * scale)
-        if solve.method == "dopri5":
-            allowed = max(allowed, ALLOWED_TOLERANCES * (solve.atol + solve.rtol * scale))
-    same_shape = isinstance(output, Tensor) and output.shape == expected.shape
-    error = float((output - expected).abs().max()) if same_shape and expected.numel() else 0.0
-    if not same_shape or not error <= allowed:
-        how = f"by up to {error:.1e}, with values up to {scale:.1e} (allowed: {allowed:.1e})"
-        how = how if same_shape else "in shape"
-        raise UnsupportedOperationError(
-            f"the solve of {name!r}, repeated outside of it on the same arguments, differs {how}: {HIDDEN}"
-        )
-
-
-def _check_runs(
-    replaced: nn.Module, runs: Sequence[Run], name: str, exact: bool, own: Sequence[ModuleCall] = ()
-) -> None:
-    """Check that the network with a stand-in gives what the network gave; random numbers are the same in both."""
-    module = dict(replaced.named_modules(remove_duplicate=False))[name]
-    with evaluation(replaced), recorded_calls(module) as calls:
-        for run in runs:
-            torch.manual_seed(0)
-            _check_output(call_network(replaced, run.variant.batch), run.output, name, exact)
-    for (_, output), call in zip(calls, own, strict=bool(own)):
-        _equal_outputs(name, output, call)
-
-
-def _check_output(found: Any, output: Any, name: str, exact: bool) -> None:
-    for value, expected in zip(tree_leaves(found), tree_leaves(output), strict=True):
-        if isinstance(expected, Tensor) and expected.is_floating_point() and expected.isfinite().all():
-            same_shape = value.shape == expected.shape
-            size = expected.norm().clamp(min=torch.finfo(expected.dtype).tiny)
-            error = float((value - expected).norm() / size) if same_shape else float("inf")
-            allowed = ALLOWED_ROOTS * torch.finfo(expected.dtype).eps ** 0.5 if exact else ALLOWED_OUTPUT
-            if not error <= allowed:
-                raise UnsupportedOperationError(
-                    f"the network's output differs by {100 * error:.2g} % with an ODELayer in the place of {name!r}, "
-                    "which itself returns the same: the network reads an attribute that the module sets in its "
-                    f"forward; return it instead, or {ADVICE}"
-                )
 
 
 def _warn_of_frozen(network: nn.Module, name: str, positions: Sequence[int]) -> None:

@@ -50,12 +50,6 @@ def variants(batches: Iterable[Batch]) -> list[Variant]:
     return found
 
 
-def first_parts(batch: Batch) -> list[Batch]:
-    """Return a batch and the first half of it: what depends on other samples than its own differs between them."""
-    half = np.arange(batch.size) < batch.size // 2
-    return [batch, batch.select(half)] if batch.size > 1 else [batch]
-
-
 def spread(batches: Iterable[Batch]) -> list[Batch]:
     """Return a few batches: the first, the last, and some between, in one pass."""
     kept: list[Batch] = []

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.calibration import Batch
-from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.networks.evaluation import RecordedCall, call_network, recorded_calls
 from torchmor.adapters.solving.runge_kutta import is_fixed_step
 from torchmor.adapters.solving.steps import Steps, set_solver
 from torchmor.engine.errors import SolverError
@@ -96,13 +97,13 @@ def equal_steps(network: nn.Module, layer: ReducedODELayer, batches: Iterable[Ba
     calls = _calls(network, layer, batches)
     if not calls:
         return None
-    exact = torch.cat([output.flatten() for _, _, output in calls]).double()
+    exact = torch.cat([call.output.flatten() for call in calls]).double()
     allowed = float(exact.norm()) * _mean(layer.rtol) + exact.numel() ** 0.5 * _mean(layer.atol)
     for steps in steps_to_try(len(layer.t)):
         fixed = copy.deepcopy(layer)
         set_solver(fixed, steps)
         with torch.no_grad():
-            found = torch.cat([fixed(*arguments, **named).flatten() for arguments, named, _ in calls]).double()
+            found = torch.cat([fixed(*call.arguments, **call.named).flatten() for call in calls]).double()
         difference = float((found - exact).norm())
         if difference <= allowed:  # not if it is NaN
             return EqualSteps(steps.method, steps.count, difference / max(float(exact.norm()), 1e-300))
@@ -115,25 +116,14 @@ def steps_to_try(times: int) -> list[Steps]:
     return sorted((one for one in steps if one.evaluations <= 4 * COUNTS[-1] * 2), key=lambda one: one.evaluations)
 
 
-def _calls(
-    network: nn.Module, layer: nn.Module, batches: Iterable[Batch]
-) -> list[tuple[tuple[Any, ...], dict[str, Any], Tensor]]:
-    calls: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
-
-    def keep(_: nn.Module, arguments: Any, named: Any, output: Tensor) -> None:
-        calls.append((arguments, named, output.clone()))
-
-    hook = layer.register_forward_hook(keep, with_kwargs=True)
+def _calls(network: nn.Module, layer: nn.Module, batches: Iterable[Batch]) -> list[RecordedCall]:
     samples = 0
-    try:
-        with evaluation(network):
-            for batch in batches:
-                call_network(network, batch)
-                samples += batch.size
-                if samples >= SAMPLES:
-                    break
-    finally:
-        hook.remove()
+    with evaluation(network), recorded_calls(layer) as calls:
+        for batch in batches:
+            call_network(network, batch)
+            samples += batch.size
+            if samples >= SAMPLES:
+                break
     return calls
 
 

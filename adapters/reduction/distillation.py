@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torchmor.adapters.layers.chain_module import AffineModule
+from torchmor.adapters.layers.evaluation import evaluation
+from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Batch, Calibration
-from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
+from torchmor.adapters.networks.evaluation import call_network, recorded_calls
 from torchmor.adapters.networks.progress import shown
 from torchmor.adapters.reduction.frozen_part import remembered
 from torchmor.adapters.reduction.remeasured import describe_again
@@ -103,7 +104,7 @@ def distill(
         Nothing that was tried is better on the validation data: the copy is as `reduced` was.
     """
     _check(epochs, learning_rate)
-    student = copy.deepcopy(reduced)
+    student = copied(reduced)
     layers = [module for module in student.modules() if isinstance(module, ReducedODELayer)]
     if not layers:
         raise UnknownLayerError(
@@ -328,11 +329,11 @@ def _balance_scales(network: nn.Module, layer: ReducedODELayer, batches: Iterabl
     with evaluation(network), recorded_calls(decode) as calls, suppress(SolverError):
         for batch in batches:
             call_network(network, batch)
-            if sum(arguments[0].flatten(0, -2).shape[0] for arguments, _ in calls) >= BALANCED_ROWS:
+            if sum(call.arguments[0].flatten(0, -2).shape[0] for call in calls) >= BALANCED_ROWS:
                 break
     if not calls:
         return
-    z = torch.cat([arguments[0].flatten(0, -2) for arguments, _ in calls])
+    z = torch.cat([call.arguments[0].flatten(0, -2) for call in calls])
     scale = z[z.isfinite().all(1)].double().std(0, correction=0)
     if not bool(scale.mean() > 0):  # NaN without a finite row
         return

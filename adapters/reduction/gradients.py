@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.placing import copied, find_layer, with_layers
 from torchmor.adapters.networks.calibration import Calibration
-from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.networks.progress import shown
 from torchmor.adapters.reduction.snapshots import SnapshotReservoir
 from torchmor.adapters.solving.solve_settings import FIXED_GRID_METHODS

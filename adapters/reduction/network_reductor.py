@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchmor.adapters.layers.evaluation import evaluation
@@ -24,14 +24,20 @@ from torchmor.adapters.models.to_pymor import full_order_model
 from torchmor.adapters.models.to_torch import reduced_layer
 from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Calibration
-from torchmor.adapters.networks.cost import OPERATIONS_PER_BYTE, run_cost
+from torchmor.adapters.networks.cost import run_cost
+from torchmor.adapters.networks.first_states import FirstStates, first_states
 from torchmor.adapters.networks.stand_in import with_ode_layer
 from torchmor.adapters.reduction.adaptive_solves import (
-    NOTICED,
     TooManyEvaluationsError,
     bounded_evaluations,
     equal_steps,
     steps_to_try,
+)
+from torchmor.adapters.reduction.advice import (
+    LEAST_GAIN,
+    tell_of_evaluations,
+    tell_of_few_samples,
+    tell_of_little_gain,
 )
 from torchmor.adapters.reduction.gradients import Objective, classes_objective, output_gradients, values_objective
 from torchmor.adapters.reduction.metrics import Metric, check_metric
@@ -48,8 +54,6 @@ from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, fixed_steps, set_solver, solved_by, solver_name
 from torchmor.engine.errors import (
     CalibrationError,
-    FewSamplesWarning,
-    LittleGainWarning,
     NonFiniteError,
     NotReducedWarning,
     SizeError,
@@ -59,9 +63,6 @@ from torchmor.engine.errors import (
 from torchmor.engine.explanation import Explanation, Trial
 from torchmor.engine.reduction import Reduction, SnapshotReductor
 from torchmor.engine.sizes import ReductionRequest, Size
-
-#: A reduced layer that costs more than the full one over this is warned about.
-LEAST_GAIN = 1.1
 
 #: Calibration data of fewer samples is refused.
 LEAST_SAMPLES = 4
@@ -223,7 +224,7 @@ class NetworkReductor:
         layer, example, snapshots = self._offline.layer, self._offline.example, self._offline.snapshots
         reduced, reduction = small.layer, small.reduction
         operations = (_operations(layer.function, example), _operations(reduced.ode, example, reduced))
-        errors, evaluations = self._errors(small)
+        (errors, distance), evaluations = self._measured(small)
         useless = all(part.reduced >= part.full for part in reduction.parts)
         if useless:
             warnings.warn(
@@ -248,11 +249,10 @@ class NetworkReductor:
             fingerprint=reduced.fingerprint(),
         )
         if not useless:
-            self._check_gain(operations, reduced)
-        self._warn_of_few_samples(reduction)
-        if evaluations > NOTICED * self._evaluations:
-            self._tell_evaluations(evaluations, reduced)
-        reduced.usual_distance = self._held_out.usual_distance(small.network)
+            tell_of_little_gain(operations, (self._full_cost, example.cost(reduced)))
+        tell_of_few_samples(reduction.parts, snapshots.sample)
+        tell_of_evaluations(evaluations, self._evaluations, reduced)
+        reduced.usual_distance = distance
         reduced.record(
             fom=self._offline.reductor.fom,
             bases=reduction.bases,
@@ -269,36 +269,8 @@ class NetworkReductor:
                 f"others, got {len(mask)}: give more data like that which the network will see"
             )
 
-    def _warn_of_few_samples(self, reduction: Reduction) -> None:
-        """Warn if there are fewer samples than reduced states, or fewer than two snapshots for each point."""
-        state, *stages = (part.reduced if part.fate == "reduced" else 0 for part in reduction.parts)
-        samples = self._offline.snapshots.sample
-        count, points = len(set(samples)), max(stages, default=0)
-        needed = max(state, math.ceil(2 * points * count / len(samples)))
-        if count < needed:
-            warnings.warn(
-                f"{count} calibration samples are few to fit {state} reduced states and {points} points to: on other "
-                f"data, errors may be larger than stated. Give at least {math.ceil(needed / 0.8)}, of which a fifth "
-                "is held out, or ask for smaller sizes",
-                FewSamplesWarning,
-                stacklevel=4,
-            )
-
-    def _check_gain(self, operations: tuple[int, int], reduced: ReducedODELayer) -> None:
-        """Warn if the reduced layer costs hardly less than the full one."""
-        costs = self._full_cost, self._offline.example.cost(reduced)
-        if operations[1] >= operations[0] or costs[1] * LEAST_GAIN > costs[0]:
-            warnings.warn(
-                f"this reduction does not pay: an evaluation of the ODE function takes {operations[1]:,} multiply-adds "
-                f"a sample, {operations[0]:,} before, and a forward pass of the layer costs {costs[1]:,.0f}, "
-                f"{costs[0]:,.0f} before (multiply-adds, and {OPERATIONS_PER_BYTE} for each byte written). State and "
-                "stages are small already: ask for smaller sizes, or take coarser steps of the full layer instead",
-                LittleGainWarning,
-                stacklevel=5,
-            )
-
-    def _errors(self, small: _Small) -> tuple[dict[str, float], int]:
-        """Return errors on held-out data, and the most evaluations of an adaptive solver in a forward pass there.
+    def _measured(self, small: _Small) -> tuple[tuple[dict[str, float], float | None], int]:
+        """Return what is measured on held-out data, and the most evaluations of an adaptive solver in a pass there.
 
         Raises
         ------
@@ -309,7 +281,7 @@ class NetworkReductor:
         """
         try:
             with bounded_evaluations(small.network, small.layer, self._evaluations) as counts:
-                return self._held_out.errors(small.network), max(counts, default=0)
+                return self._held_out.measured(small.network), max(counts, default=0)
         except TooManyEvaluationsError as error:
             found: list[tuple[float, Steps]] = []
             for steps in steps_to_try(len(small.layer.t)):
@@ -324,22 +296,6 @@ class NetworkReductor:
                 f"{error}; take solver=({steps.method!r}, {steps.count}), of relative error {best:.2g} in the layer's "
                 "output on held-out calibration data, or other sizes"
             ) from error
-
-    def _tell_evaluations(self, evaluations: int, reduced: ReducedODELayer) -> None:
-        assert reduced.explanation is not None
-        steps = reduced.explanation.steps
-        instead = (
-            "looser tolerances may do, or a solver with fixed steps; none that were tried come as near"
-            if steps is None
-            else f"solver=({steps.method!r}, {steps.count}) does the same within its tolerances on held-out "
-            f"calibration data (relative difference {steps.error:.2g})"
-        )
-        warnings.warn(
-            f"the reduced layer's {reduced.method} evaluates its ODE function up to {evaluations:,} times in a forward "
-            f"pass, the full layer's {self._evaluations:,} times: the reduced ODE is stiffer. {instead}",
-            LittleGainWarning,
-            stacklevel=5,
-        )
 
     @cached_property
     def _evaluations(self) -> int:
@@ -357,15 +313,9 @@ class NetworkReductor:
     @cached_property
     def _offline(self) -> _Offline:
         layer = find_layer(self._copy, self.name)
-        found: list[_Example] = []
-
-        def keep(t: Tensor, y: Tensor, u: Tensor | None) -> None:
-            if not found:
-                found.append(_Example(t.clone(), y[:4].clone(), None if u is None else u[:4].clone()))
-
-        with layer.observe(keep):
+        with first_states(layer) as found:
             snapshots = collect_snapshots(self._copy, self.name, self._calibration, progress=self.progress)
-        (example,) = found
+        example = _Example(*found[0])
         with evaluation(self._copy):
             fom = full_order_model(layer, example.y, example.u)
         u = None if example.u is None else snapshots.u
@@ -425,13 +375,8 @@ def _check_finite(network: nn.Module) -> None:
             raise NonFiniteError(f"expected a network with finite weights, got NaN or infinity in {key!r}")
 
 
-@dataclass(frozen=True, eq=False)
-class _Example:
-    """Some states, and their inputs, of the first evaluation of the ODE function."""
-
-    t: Tensor
-    y: Tensor
-    u: Tensor | None
+class _Example(FirstStates):
+    """Some states to measure the layer's costs with."""
 
     def cost(self, layer: nn.Module) -> float:
         """Return what a forward pass of the layer costs for a sample, with an input that stays as it is."""

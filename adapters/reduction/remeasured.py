@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import SolvedBlock
 from torchmor.adapters.networks.calibration import Batch
-from torchmor.adapters.networks.evaluation import call_network, evaluation, recorded_calls
+from torchmor.adapters.networks.difference import Difference
+from torchmor.adapters.networks.evaluation import RecordedCall, call_network, recorded_calls
 from torchmor.adapters.reduction.validation import HELD_OUT_SAMPLES
 
 
@@ -43,7 +45,7 @@ def describe_again(network: nn.Module, reduced: nn.Module, held_out: Iterable[Ba
         value, small = _run(reduced, batch, places)
         whole.add([exact], [value])
         for name, layer in layers.items():
-            distances[name] += [float(layer.distance(arguments[0]).max()) for arguments, _ in small[name]]
+            distances[name] += [float(layer.distance(call.arguments[0]).max()) for call in small[name]]
             place = in_full[name]
             if place is not None:
                 own[name].add(_outputs(full[place]), _outputs(small[place]))
@@ -72,7 +74,7 @@ class _Errors:
     """The relative error of outputs over several batches; None if they cannot be compared."""
 
     def __init__(self) -> None:
-        self._alike, self._error, self._norm = True, 0.0, 0.0
+        self._alike, self._difference = True, Difference()
 
     def add(self, exact: Sequence[Any], values: Sequence[Any]) -> None:
         self._alike = self._alike and len(exact) == len(values)
@@ -81,14 +83,11 @@ class _Errors:
             if not tensors or one.shape != other.shape:
                 self._alike = False
                 return
-            known = one.isfinite()  # a network may mask its output with infinity
-            exact_values = one[known].double()
-            self._error += float((other[known].double() - exact_values).square().sum())
-            self._norm += float(exact_values.square().sum())
+            self._difference.add(one, other)
 
     @property
     def relative(self) -> float | None:
-        return float((self._error / max(self._norm, 1e-300)) ** 0.5) if self._alike else None
+        return self._difference.relative if self._alike else None
 
 
 def _place_in(network: nn.Module, reduced: nn.Module, name: str) -> str | None:
@@ -100,7 +99,7 @@ def _place_in(network: nn.Module, reduced: nn.Module, name: str) -> str | None:
     return block if block in known and isinstance(reduced.get_submodule(block), SolvedBlock) else None
 
 
-def _run(network: nn.Module, batch: Batch, places: Sequence[str]) -> tuple[Any, dict[str, list[tuple[Any, Any]]]]:
+def _run(network: nn.Module, batch: Batch, places: Sequence[str]) -> tuple[Any, dict[str, list[RecordedCall]]]:
     """Return a network's output, and the calls of its modules in these places."""
     modules = dict(network.named_modules(remove_duplicate=False))
     with ExitStack() as stack:
@@ -111,5 +110,5 @@ def _run(network: nn.Module, batch: Batch, places: Sequence[str]) -> tuple[Any, 
         return call_network(network, batch), calls
 
 
-def _outputs(calls: Sequence[tuple[Any, Any]]) -> list[Any]:
-    return [output for _, output in calls]
+def _outputs(calls: Sequence[RecordedCall]) -> list[Any]:
+    return [call.output for call in calls]

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.placing import copied, find_layer, find_module, uncompiled
 from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Batch, Calibration
-from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.networks.progress import shown
 from torchmor.adapters.networks.stand_in import with_ode_layer
 from torchmor.engine.errors import CalibrationError, NonFiniteError, ShapeError

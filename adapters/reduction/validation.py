@@ -12,6 +12,7 @@ from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.batching import sample_dims
 from torchmor.adapters.networks.calibration import Batch, Calibration, Flags
+from torchmor.adapters.networks.difference import Difference
 from torchmor.adapters.networks.evaluation import call_network, recorded_calls
 from torchmor.adapters.reduction.adaptive_solves import TooManyEvaluationsError
 from torchmor.adapters.reduction.metrics import Metric, loss
@@ -80,8 +81,21 @@ class Validation:
         TooManyEvaluationsError
             Its solver was stopped.
         """
-        sums: dict[str, list[float]] = {}
-        with evaluation(small):
+        return self.measured(small)[0]
+
+    def measured(self, small: nn.Module) -> tuple[dict[str, float], float | None]:
+        """Return :meth:`errors`, and the largest distance of initial states from the layer's reduced space.
+
+        That is None without data.
+
+        Raises
+        ------
+        NonFiniteError, TooManyEvaluationsError
+            As :meth:`errors`.
+        """
+        layer = cast(ReducedODELayer, small.get_submodule(self.layer_name))
+        found: dict[str, Difference] = {}
+        with evaluation(small), recorded_calls(layer) as calls:
             for batch, _, full in self.full:
                 try:
                     reduced = self._run(small, batch)
@@ -92,27 +106,12 @@ class Validation:
                 pairs = {"layer output": (full.layer, reduced.layer), "network output": (full.network, reduced.network)}
                 for key, outputs in pairs.items():
                     for exact, value in zip(*map(_real_parts, outputs), strict=True):
-                        known = exact.isfinite()  # a network may mask its output with infinity
-                        exact, value = exact[known].double(), value[known].double()
-                        entry = sums.setdefault(key, [0.0, 0.0])
-                        entry[0] += float((value - exact).square().sum())
-                        entry[1] += float(exact.square().sum())
-        errors = {key: (error / max(norm, 1e-300)) ** 0.5 for key, (error, norm) in sums.items()}
+                        found.setdefault(key, Difference()).add(exact, value)
+            distances = [float(layer.distance(call.arguments[0]).max()) for call in calls if len(call.arguments[0])]
+        errors = {key: difference.relative for key, difference in found.items()}
         if not all(error < float("inf") for error in errors.values()):
             raise unstable()
-        return errors
-
-    def usual_distance(self, small: nn.Module) -> float | None:
-        """Return the largest distance of initial states from the reduced space of a smaller network's layer.
-
-        None without data.
-        """
-        layer = cast(ReducedODELayer, small.get_submodule(self.layer_name))
-        with evaluation(small), recorded_calls(layer) as calls:
-            for batch, _, _ in self.full:
-                call_network(small, batch)
-            found = [float(layer.distance(arguments[0]).max()) for arguments, _ in calls if len(arguments[0])]
-        return max(found, default=None)
+        return errors, max(distances, default=None)
 
     def loss(self, metric: Metric, small: nn.Module) -> float:
         """Return the loss of a smaller network against the full one; infinity where it has no finite solution."""
@@ -130,7 +129,7 @@ class Validation:
     def _run(self, network: nn.Module, batch: Batch) -> _Outputs:
         with recorded_calls(network.get_submodule(self.name)) as calls:
             output = call_network(network, batch)
-        return _Outputs(output, [value for _, value in calls])
+        return _Outputs(output, [call.output for call in calls])
 
     @cached_property
     def _sample_dims(self) -> list[int]:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.placing import find_layer, with_layers
 from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Calibration
-from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.networks.evaluation import call_network
 from torchmor.engine.errors import SizeError, UnsupportedOperationError
 from torchmor.experiments.architectures.recurrent_ode import RecurrentFunction
 

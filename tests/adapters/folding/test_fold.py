@@ -14,7 +14,6 @@ from networks import Parts, Tanh, chain
 from torchmor.adapters import ODELayer, ReducedODELayer, fold
 from torchmor.adapters.layers.ode_layer import OdeFunction
 from torchmor.adapters.models.conversion import chain_to_module
-from torchmor.adapters.networks.calibration import held_out_mask
 from torchmor.adapters.solving.solve_settings import SolveSettings
 from torchmor.adapters.tracing.classifier import trace, trace_map
 from torchmor.engine.errors import (
@@ -25,6 +24,7 @@ from torchmor.engine.errors import (
     UnknownLayerError,
     UnsupportedOperationError,
 )
+from torchmor.engine.held_out import held_out_mask
 
 pytestmark = pytest.mark.slow
 

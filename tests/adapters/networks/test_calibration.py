@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from torchmor.adapters.networks.calibration import Calibration, held_out_mask
-from torchmor.adapters.networks.evaluation import call_network, evaluation
+from torchmor.adapters.layers.evaluation import evaluation
+from torchmor.adapters.networks.calibration import Calibration
+from torchmor.adapters.networks.evaluation import call_network
 from torchmor.engine.errors import CalibrationError, DtypeError, NonFiniteError
+from torchmor.engine.held_out import held_out_mask
 
 X = torch.arange(14.0).reshape(7, 2)
 LABELS = torch.arange(7)

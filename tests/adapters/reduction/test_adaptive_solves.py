@@ -10,7 +10,7 @@ from torch import nn
 from networks import chain, dense
 from torchmor.adapters import ODELayer, export_program, load, reduce_network, save
 from torchmor.adapters.networks.calibration import Calibration
-from torchmor.adapters.reduction import adaptive_solves, network_reductor
+from torchmor.adapters.reduction import adaptive_solves, advice
 from torchmor.adapters.reduction.adaptive_solves import (
     TooManyEvaluationsError,
     bounded_evaluations,
@@ -56,7 +56,7 @@ def calls_of(function):
 @pytest.mark.filterwarnings("error")
 def test_more_evaluations_are_told_of(monkeypatch):
     network = advecting(3.0)
-    monkeypatch.setattr(network_reductor, "NOTICED", 0.1)
+    monkeypatch.setattr(advice, "NOTICED", 0.1)
     with pytest.warns(LittleGainWarning, match="evaluates its ODE function") as told:
         small = reduce_network(network, "ode", X, state_dim=10, points=10)
     (text,) = [str(one.message) for one in told]

@@ -19,10 +19,9 @@ from torchmor.adapters import (
     reduce_network,
     save,
 )
-from torchmor.adapters.networks.calibration import held_out_mask
 from torchmor.adapters.networks.cost import run_cost
 from torchmor.adapters.reduction import network_reductor
-from torchmor.adapters.reduction.network_reductor import LEAST_GAIN
+from torchmor.adapters.reduction.advice import LEAST_GAIN
 from torchmor.adapters.solving.solve_settings import METHODS
 from torchmor.adapters.solving.steps import Steps, set_solver
 from torchmor.engine.errors import (
@@ -41,6 +40,7 @@ from torchmor.engine.errors import (
     UnknownLayerError,
     UnsupportedOperationError,
 )
+from torchmor.engine.held_out import held_out_mask
 from torchmor.engine.points import INTERPOLATING
 from torchmor.engine.tableaux import OWN_METHODS
 from torchmor.experiments.measure.comparison import evaluations

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import torchmor.adapters.reduction.snapshots
 from torchmor.adapters.layers.ode_layer import ODELayer
-from torchmor.adapters.networks.calibration import Calibration, held_out_mask
+from torchmor.adapters.networks.calibration import Calibration
 from torchmor.adapters.reduction.snapshots import collect_snapshots
 from torchmor.engine.errors import (
     CalibrationError,
@@ -18,6 +18,7 @@ from torchmor.engine.errors import (
     SolverError,
     UnknownLayerError,
 )
+from torchmor.engine.held_out import held_out_mask
 
 DOUBLE = {"dtype": torch.float64}
 
