@@ -7,6 +7,9 @@ from torchmor.engine.thinning import thinned
 #: Matching pursuit works on at most this many snapshots: every step passes over all of them.
 PURSUIT_SNAPSHOTS = 2000
 
+#: A row that explains less of the target, relative to its squared norm, explains what was rounded.
+EXPLAINED = 1e-24
+
 
 def matching_pursuit(candidates: np.ndarray, target: np.ndarray, count: int) -> np.ndarray:
     """Choose rows of one matrix that together explain another best: simultaneous orthogonal matching pursuit.
@@ -34,7 +37,8 @@ def matching_pursuit(candidates: np.ndarray, target: np.ndarray, count: int) -> 
     chosen = thinned(candidates.shape[1], PURSUIT_SNAPSHOTS)
     values = candidates[:, chosen]
     rows = values - values.mean(axis=1, keepdims=True)
-    products = rows @ (target[:, chosen] - target[:, chosen].mean(axis=1, keepdims=True)).T  # (size, q)
+    centred = target[:, chosen] - target[:, chosen].mean(axis=1, keepdims=True)
+    products, size = rows @ centred.T, np.sum(centred**2)  # (size, q)
     left = np.sum(rows**2, axis=1)  # ‖g_i‖² of the rows made orthogonal
     # below, a row is a combination of those chosen, or a constant whose mean was rounded
     least = np.maximum(left * 1e-10, 1e-28 * np.sum(values**2, axis=1))
@@ -43,7 +47,7 @@ def matching_pursuit(candidates: np.ndarray, target: np.ndarray, count: int) -> 
     for step in range(factors.shape[1]):
         scores = np.where(left > least, np.sum(products**2, axis=1), -1.0) / np.where(left > least, left, 1.0)
         point = int(np.argmax(scores))
-        if scores[point] <= 0.0:
+        if scores[point] <= EXPLAINED * size:
             break
         column = rows @ rows[point] - factors[:, :step] @ factors[point, :step]
         column /= np.sqrt(left[point])

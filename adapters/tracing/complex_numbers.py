@@ -166,6 +166,7 @@ def _equal(a: Parts, b: Parts) -> Any:
 _FUNCTIONS: dict[str, Callable[..., Parts]] = {
     "_conj": lambda a: (a[0], -a[1]),
     "conj_physical": lambda a: (a[0], -a[1]),
+    "_conj_physical": lambda a: (a[0], -a[1]),
     "reciprocal": _reciprocal,
     "square": lambda a: _product(a, a),
     "exp": _exp,

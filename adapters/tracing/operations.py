@@ -20,7 +20,7 @@ SHAPE_ONLY = frozenset(
 )
 
 #: Operations that return their argument.
-IDENTITY = frozenset("detach clone alias lift_fresh lift_fresh_copy _to_copy contiguous".split())
+IDENTITY = frozenset("detach clone alias lift_fresh lift_fresh_copy _to_copy contiguous _conj_physical".split())
 
 _ALONE = ((0,),)
 _EITHER = ((0,), (1,))

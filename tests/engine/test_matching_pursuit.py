@@ -45,6 +45,15 @@ def test_finds_the_rows_that_make_the_target():
     assert left(rows, target, points) < 1e-10 * np.linalg.norm(target)
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
+def test_takes_no_rows_for_what_was_rounded(factor):
+    """All is explained by three: the fourth would be chosen by rounding errors."""
+    rng = np.random.default_rng(0)
+    rows = factor * rng.normal(size=(40, 300))
+    target = rng.normal(size=(5, 3)) @ rows[[4, 17, 33]] * 7 + 2.0
+    assert sorted(matching_pursuit(rows, target, 8)) == [4, 17, 33]
+
+
 def test_more_points_start_with_fewer_and_are_distinct():
     rng = np.random.default_rng(1)
     rows, target = rng.normal(size=(30, 50)), rng.normal(size=(4, 50))

@@ -1,6 +1,7 @@
 """What a layer of an ODE function does to its values besides the usual: (layer, h, t) → h.
 
-h is (batch, channels, …); layers have buffers `order`, `counts`, `shift` and `place`.
+h is (batch, channels, …); layers have buffers `order`, `counts`, `shift` and `place`, and the dtype of the
+user's network.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ def integers(self, h, t):
 
 
 def range_with_dtype(self, h, t):
-    return h + by_channel(torch.arange(h.shape[1], dtype=h.dtype, device=h.device) / 7, h)
+    return h + by_channel(torch.arange(h.shape[1], dtype=self.dtype, device=h.device) / 7, h)
 
 
 def range_in_single_precision(self, h, t):
@@ -136,7 +137,7 @@ def fourier(self, h, t):
 
 
 def lower_precision(self, h, t):
-    return torch.tanh(h.float()).to(h.dtype)
+    return torch.tanh(h.float() if self.dtype == torch.float64 else h).to(h.dtype)
 
 
 QUIRKS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {

@@ -119,6 +119,7 @@ class Layer(nn.Module):
         self.time_gate = nn.Linear(1, outputs) if case.time == "gate" else None
         self.quirk = plan.quirk and (QUIRKS | RARE_QUIRKS)[plan.quirk]
         self.scale, self.passes = 1.0, 2 if plan.tied and inputs == outputs else 1
+        self.dtype = case.dtype  # of the user's network; constants of its reference in float64 are those of this one
         self.register_buffer("order", torch.randperm(outputs))
         self.register_buffer("counts", torch.randint(1, 4, (outputs,), dtype=torch.int32))
         self.register_buffer("shift", torch.randn(outputs) / 4)
