@@ -101,8 +101,8 @@ def _plan(
         return _kept(stage, "as asked")
     if stage.size == 1 or (size is not None and size >= stage.size):
         return _kept(stage, "no more components than points")
-    if isinstance(request.points, int) and stage.name in chain.time_stages:
-        return _kept(stage, "depends on the time alone")
+    if isinstance(request.points, int) and (why := unsampled_stages(chain).get(stage.name)):
+        return _kept(stage, why)
     how = request.how(size)
     if size is None:
         basis = pod(stage.name)
@@ -112,6 +112,23 @@ def _plan(
         if size >= stage.size:
             return _kept(stage, how)
     return StagePlan(stage, "reduced", how, size, None if modes == "full" else modes)
+
+
+def unsampled_stages(chain: StageChain) -> dict[str, str]:
+    """Return the stages of which no points are taken where one number is asked for, with the reason.
+
+    They are embeddings of the time, and products of these with the input: a choice of its samples, of which few entries
+    at a time are not zero.
+    """
+    times = chain.time_stages
+    found = dict.fromkeys(times, "depends on the time alone")
+    for stage in chain.stages:
+        if factors(stage) != (0, 1):
+            continue
+        reads = stage.sources_of_arguments()
+        if {"u"} in reads and any(read <= {"t", *times} for read in reads):
+            found[stage.name] = "chooses samples of the input"
+    return found
 
 
 def _kept(stage: Stage, why: str) -> StagePlan:

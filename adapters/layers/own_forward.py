@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,23 +79,32 @@ class PlacedFunction(nn.Module):
         What is u, one after another.
     arguments
         How many of (t, y) the function takes.
+    held
+        Functions that f calls, and that its module may set for each solve alone, by their places.
     """
 
-    def __init__(self, func: Callable[..., Tensor], inputs: Sequence[PlacedInput], arguments: int):
+    def __init__(
+        self,
+        func: Callable[..., Tensor],
+        inputs: Sequence[PlacedInput],
+        arguments: int,
+        held: Mapping[Place, Callable[..., Any]] | None = None,
+    ):
         super().__init__()
-        self.func, self.inputs, self.arguments = func, tuple(inputs), arguments
+        self.func, self.inputs, self.arguments, self.held = func, tuple(inputs), arguments, held or {}
 
     def forward(self, t: Tensor, y: Tensor, u: Tensor) -> Tensor:
         """Return f(t, y) with the input u (batch, p)."""
-        before = [places.get(self.func, one.place) for one in self.inputs]
-        try:
-            parts = u.split([one.size for one in self.inputs], 1)
-            for one, part in zip(self.inputs, parts, strict=True):
-                places.put(self.func, one.place, one.restored(part, y))
-            return self.func(y) if self.arguments == 1 else self.func(t, y)
-        finally:
-            for one, value in zip(self.inputs, before, strict=True):
-                places.put(self.func, one.place, value)
+        with places.holding(self.func, self.held):
+            before = [places.get(self.func, one.place) for one in self.inputs]
+            try:
+                parts = u.split([one.size for one in self.inputs], 1)
+                for one, part in zip(self.inputs, parts, strict=True):
+                    places.put(self.func, one.place, one.restored(part, y))
+                return self.func(y) if self.arguments == 1 else self.func(t, y)
+            finally:
+                for one, value in zip(self.inputs, before, strict=True):
+                    places.put(self.func, one.place, value)
 
 
 @dataclass(frozen=True)

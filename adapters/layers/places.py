@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,6 +38,42 @@ def values(func: Any) -> dict[Place, Any]:
 
     look((), func)
     return found
+
+
+def functions(func: Any) -> dict[Place, Any]:
+    """Return the functions that modules and objects hold in attributes, by their places: a forward may set them."""
+    found: dict[Place, Any] = {}
+    seen: set[int] = set()
+
+    def look(place: Place, value: Any) -> None:
+        if id(value) in seen or len(place) > DEPTH:
+            return
+        seen.add(id(value))
+        if place and place[-1][0] == "attribute" and isinstance(value, types.FunctionType | functools.partial):
+            found[place] = value
+        for step, inner in steps(value):
+            look((*place, step), inner)
+
+    look((), func)
+    return found
+
+
+@contextmanager
+def holding(func: Any, held: Mapping[Place, Any]) -> Iterator[None]:
+    """Give back functions to places that have none, while the context lasts: a forward may reset them at its end."""
+    empty = {place: value for place, value in held.items() if _nothing_at(func, place)}
+    try:
+        for place, value in empty.items():
+            put(func, place, value)
+        yield
+    finally:
+        for place in empty:
+            put(func, place, None)
+
+
+def _nothing_at(func: Any, place: Place) -> bool:
+    *path, (_, name) = place
+    return getattr(get(func, tuple(path)), name, None) is None
 
 
 def get(func: Any, place: Place) -> Any:

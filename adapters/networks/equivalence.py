@@ -117,5 +117,6 @@ def _check_output(found: Any, output: Any, name: str, exact: bool) -> None:
                 raise UnsupportedOperationError(
                     f"the network's output differs by {100 * error:.2g} % with an ODELayer in the place of {name!r}, "
                     "which itself returns the same: the network reads an attribute that the module sets in its "
-                    f"forward; return it instead, or {ADVICE}"
+                    "forward, or the ODE function jumps just at a time of the solver's steps, where rounding decides; "
+                    f"return it instead, let it jump between steps, or {ADVICE}"
                 )

@@ -55,6 +55,8 @@ class SolveCall:
         What tells func from others.
     values
         What func could read, by its places.
+    functions
+        Functions that func could call, and that its module may set for each solve, by their places.
     first
         t, y and f(t, y) of the first evaluation.
     """
@@ -76,6 +78,7 @@ class SolveCall:
     settings: str = ""
     identity: str = ""
     values: dict[Place, Any] = field(default_factory=dict)
+    functions: dict[Place, Any] = field(default_factory=dict)
     first: tuple[Tensor, Tensor, Tensor] | None = None
 
     def evaluated(self, arguments: tuple[Any, ...], value: Any) -> None:
@@ -234,6 +237,7 @@ class _Watcher:
         if self._copies:
             call.settings, call.identity = settings_words(solver, given), places.identity(call.func, caller.module)
             call.values = self._kept(places.values(call.func))
+            call.functions = places.functions(call.func)
         caller.solves.append(call)
         self._solving = True
         try:

@@ -72,7 +72,7 @@ def value_of(solve: SolveCall) -> Tensor:
 
 def _check_explained(name: str, solves: Sequence[SolveCall], inputs: Sequence[PlacedInput]) -> None:
     """Check that the function of the first solve, with the inputs of each, gives what that of each gave."""
-    function = PlacedFunction(solves[0].func, inputs, call_convention(solves[0].func)[0])
+    function = PlacedFunction(solves[0].func, inputs, call_convention(solves[0].func)[0], solves[0].functions)
     for solve in solves:
         if solve.first is None:
             continue
@@ -141,16 +141,17 @@ def _changed(value: Any) -> list[Any]:
 def _value(solve: SolveCall, varying: Sequence[Place], place: Place | None = None, changed: Any = None) -> Tensor:
     """Return f(t, y) at the start of a solve, with the values of that solve, and perhaps another one at a place."""
     given = {other: solve.values[other] for other in varying} | ({} if place is None else {place: changed})
-    before = {other: places.get(solve.func, other) for other in given}
-    try:
-        for other, value in given.items():
-            places.put(solve.func, other, value)
-        t, y = (solve.t[0].to(solve.y0), solve.y0) if solve.first is None else solve.first[:2]
-        result: Tensor = solve.func(y) if call_convention(solve.func)[0] == 1 else solve.func(t, y)
-        return result.clone()
-    finally:
-        for other, value in before.items():
-            places.put(solve.func, other, value)
+    with places.holding(solve.func, solve.functions):
+        before = {other: places.get(solve.func, other) for other in given}
+        try:
+            for other, value in given.items():
+                places.put(solve.func, other, value)
+            t, y = (solve.t[0].to(solve.y0), solve.y0) if solve.first is None else solve.first[:2]
+            result: Tensor = solve.func(y) if call_convention(solve.func)[0] == 1 else solve.func(t, y)
+            return result.clone()
+        finally:
+            for other, value in before.items():
+                places.put(solve.func, other, value)
 
 
 def _of_torch(func: Callable[..., Any], place: Place) -> bool:

@@ -269,7 +269,7 @@ def solved_block(name: str, calls: Sequence[ModuleCall], input_attribute: str | 
     if input_attribute is not None:
         func = _attribute_function(first.module, func, input_attribute, solve.input)
     elif inputs:
-        func = PlacedFunction(func, inputs, call_convention(func)[0])
+        func = PlacedFunction(func, inputs, call_convention(func)[0], calls[0].solves[0].functions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a probe: the function may broadcast, and say so
         batch_dims = 2 if form.input is None and input_attribute is None and _acts_on_rows(func, solve) else 1
@@ -327,7 +327,9 @@ def own_forward(name: str, calls: Sequence[ModuleCall]) -> tuple[ODELayer, Solve
         warnings.simplefilter("ignore")  # a probe: the function may broadcast, and say so
         batch_dims = 2 if not inputs and _acts_on_rows(solve.func, solve) else min(solve.y0.ndim - 1, 1)
         numbers = read_numbers(solve, inputs)
-    func: Any = PlacedFunction(solve.func, inputs, call_convention(solve.func)[0]) if inputs else solve.func
+    func: Any = solve.func
+    if inputs:
+        func = PlacedFunction(func, inputs, call_convention(func)[0], solve.functions)
     layer = _layer(func, solve, tuple(solve.t.tolist()), "trajectory")
     free = (one for one in ("layer", "ode_layer", "reduced_ode_layer") if not hasattr(module, one))
     form = SolveForm(next(free, "torchmor_layer"), solve.identity, solve.settings, inputs, numbers, batch_dims)

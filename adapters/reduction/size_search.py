@@ -8,6 +8,7 @@ from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps
 from torchmor.engine.errors import NothingToReduceError
 from torchmor.engine.explanation import Trial
 from torchmor.engine.normalisation import absorbed_stages
+from torchmor.engine.planning import unsampled_stages
 from torchmor.engine.sizes import check_not_too_large, stage_sizes
 from torchmor.engine.stages import Stage, StageChain
 
@@ -93,7 +94,7 @@ def _filled(stage: Stage, asked: Any, m: Any, chain: StageChain) -> Any:
     """Return the points of a stage: what was asked for, or m where nothing was."""
     if asked is not None:
         return asked
-    return "full" if m == "full" or stage.name in chain.time_stages else min(m, stage.size)
+    return "full" if m == "full" or stage.name in unsampled_stages(chain) else min(m, stage.size)
 
 
 def solvers(asked: FixedSteps | None) -> tuple[Steps | None, ...]:

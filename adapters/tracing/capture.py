@@ -26,6 +26,7 @@ from torchmor.adapters.solving.torch_private import (
     tree_map_only,
     without_repetitions,
 )
+from torchmor.adapters.tracing.moving_index import MOVING_INDEX, number_index
 from torchmor.adapters.tracing.rewriting import decompositions
 from torchmor.adapters.tracing.without_state import WITHOUT_STATE
 from torchmor.engine.errors import TorchmorError, UnsupportedOperationError
@@ -77,9 +78,14 @@ def capture(f: Callable[..., Any], t: torch.Tensor, y: torch.Tensor, u: torch.Te
 
 
 class _Places(TorchFunctionMode):
-    """Notes for each operation where in the user's code it stands; the graph keeps it as the stack trace."""
+    """Notes for each operation where in the user's code it stands; the graph keeps it as the stack trace.
+
+    An index that is a tensor of one number stays a tensor.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__getitem__ and (value := number_index(*args)) is not None:
+            return value
         frames = (frame for frame, _ in traceback.walk_stack(sys._getframe(1)))
         set_stack_trace([_place(takewhile(lambda frame: frame.f_code.co_filename != __file__, frames))])
         return func(*args, **(kwargs or {}))
@@ -209,18 +215,24 @@ class _Rerun(torch.fx.Interpreter):
 
     def __init__(self, graph: torch.fx.GraphModule):
         super().__init__(graph)
-        _, y, *_ = (node for node in graph.graph.nodes if node.op == "placeholder")
-        self._of_state = {y}
+        arguments = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        self._varying, self._of_state = set(arguments), {arguments[1]}
         for node in graph.graph.nodes:
-            if self._of_state.intersection(node.all_input_nodes):
-                self._of_state.add(node)
+            for kind in (self._varying, self._of_state):
+                if kind.intersection(node.all_input_nodes):
+                    kind.add(node)
 
     def run_node(self, n: torch.fx.Node) -> Any:
-        self._depends = n in self._of_state
+        self._node = n
         return super().run_node(n)
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        written = None if self._depends else WITHOUT_STATE.get(target)
+        written: Callable[..., Any] | None = None if self._node in self._of_state else WITHOUT_STATE.get(target)
+        if target in MOVING_INDEX:
+            place, moved = MOVING_INDEX[target]
+            index = self._node.args[place]
+            moves = not self._varying.isdisjoint(index if isinstance(index, list | tuple) else (index,))
+            written = moved if moves else None
         value = NotImplemented if written is None else written(*args, **kwargs)
         if value is NotImplemented:
             value = super().call_function(target, args, kwargs)

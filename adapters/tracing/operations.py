@@ -235,6 +235,12 @@ def _bucket(x, boundaries, *, out_int32=False, right=False):
     return (boundaries <= x if right else boundaries < x).sum(-1)
 
 
+def _searched(boundaries, x, *, out_int32=False, right=False, side=None, sorter=None):
+    if boundaries.dim() != 1 or sorter is not None:
+        return NotImplemented
+    return _bucket(torch.as_tensor(x), boundaries, right=right or side == "right")
+
+
 def _trilinear(a, weight, b, expand1, expand2, expand3, sumdim, unroll_dim=1):
     """Sum a product of three, over what only the first two have before it is multiplied by the third."""
     for dims, place in ((expand1, 0), (expand2, 1), (expand3, 2)):
@@ -282,6 +288,7 @@ REWRITTEN: dict[Any, Callable[..., Any]] = {
     _aten.fmin.default: lambda a, b: torch.where(a != a, b, torch.where(b != b, a, torch.minimum(a, b))),
     _aten.ldexp.Tensor: lambda x, exponent: x * torch.exp2(exponent),
     _aten.bucketize.Tensor: _bucket,
+    _aten.searchsorted.Tensor: _searched,
     _aten.any.default: lambda x: (x != 0).sum() > 0,
     _aten.any.dim: lambda x, dim, keepdim=False: (x != 0).sum(dim, keepdim) > 0,
     _aten.all.default: lambda x: (x == 0).sum() == 0,

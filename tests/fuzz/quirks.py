@@ -17,6 +17,10 @@ def by_channel(values: Tensor, h: Tensor) -> Tensor:
     return values.reshape(-1, *(1 for _ in h.shape[2:]))
 
 
+def precision(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits
+
+
 def tensor_without_dtype(self, h, t):
     return h * torch.tensor(0.7) + torch.tensor([0.3])
 
@@ -30,7 +34,7 @@ def integers(self, h, t):
 
 
 def range_with_dtype(self, h, t):
-    return h + by_channel(torch.arange(h.shape[1], dtype=self.dtype, device=h.device) / 7, h)
+    return h + by_channel(torch.arange(h.shape[1], dtype=min(self.dtype, h.dtype, key=precision)) / 7, h)
 
 
 def range_in_single_precision(self, h, t):

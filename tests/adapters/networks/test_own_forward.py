@@ -67,6 +67,54 @@ def remembered(self, x):
     return self.last + self.last.sin()
 
 
+SLOTS = torch.linspace(0, 1, 5, dtype=torch.float64)
+T_SAMPLED = torch.tensor([0.05, 0.9], dtype=torch.float64)  # jumps lie between the steps
+
+
+class Driven(nn.Module):
+    """Reads samples of controls (batch, T, p) at the time, or a callable, that somebody sets."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.field, self.enter, self.read, self.controls = Field(6, 8), nn.Linear(2, 6), read, None
+
+    def forward(self, t, y):
+        return self.field(t, y) + self.enter(self.read(self.controls, t))
+
+
+def interpolated(u, t):
+    i = torch.searchsorted(SLOTS, t).clamp(1, 4)
+    share = (t - SLOTS[i - 1]) / (SLOTS[i] - SLOTS[i - 1])
+    return (1 - share) * u[:, i - 1] + share * u[:, i]
+
+
+READ = {
+    "interpolated": interpolated,
+    "held": lambda u, t: u[:, torch.bucketize(t, SLOTS) - 1],
+    "called": lambda u, t: u(t),
+    "forgotten": lambda u, t: u(t),
+}
+
+
+def with_controls(self, x, u):
+    self.func.controls = u
+    return last(self.func, x, T_SAMPLED)
+
+
+def with_callable(self, x, u):
+    self.func.controls = lambda t: u[:, 0] * torch.cos(t) + u[:, 1]
+    return last(self.func, x)
+
+
+def with_forgotten(self, x, u):
+    self.func.controls = lambda t: u[:, 0] * torch.cos(t) + u[:, 1]
+    y = last(self.func, x)
+    self.func.controls = None
+    return y
+
+
+CONTROLS = draw(12, 5, 2)
+
 # name: forward, arguments, and whether the module goes on to run its own forward
 DECIDED = {
     "encoder inside": (lambda self, x: last(self.func, torch.sin(x)), (X,), True),
@@ -94,6 +142,10 @@ DECIDED = {
     "a default": (lambda self, x, u: last(lambda t, y, c=u: self.func(t, y) + c, x), (X, draw(12, 6)), False),
     "two": (lambda self, x, u: last(lambda t, y: self.func(t, y) * u + x, x), (X, draw(12, 6)), True),
     "an attribute": (kept, (X, draw(12, 6)), True),
+    "interpolated": (with_controls, (X, CONTROLS), False),
+    "held": (with_controls, (X, CONTROLS), False),
+    "called": (with_callable, (X, CONTROLS), False),
+    "forgotten": (with_forgotten, (X, CONTROLS), False),
     "a loop": (looped, (X, draw(12, 6)), True),
     "between layers": (lambda self, x: self.head(last(self.func, self.stem(x))), (X,), True),
     "a state without a batch": (lambda self, x: torch.stack([last(self.func, one) for one in x]), (X,), True),
@@ -102,7 +154,8 @@ DECIDED = {
 
 def decided(case):
     forward, arguments, own = DECIDED[case]
-    return network(forward, **({"func": Kept()} if case == "an attribute" else {})), arguments, own
+    func = Kept() if case == "an attribute" else Driven(READ[case]) if case in READ else None
+    return network(forward, **({} if func is None else {"func": func})), arguments, own
 
 
 def others(arguments):
@@ -132,9 +185,9 @@ def test_what_an_argument_decides_is_passed_on(case):
     assert own_form(whole) is None and "layer" not in dict(whole.named_modules()), "the network is unchanged"
 
 
-@pytest.mark.parametrize("case", ["between layers", "first row of the times", "two", "an attribute"])
+@pytest.mark.parametrize("case", ["between layers", "first row of the times", "two", "an attribute", *READ])
 def test_reduced_saved_and_copied(case, tmp_path):
-    whole, arguments, _ = decided(case)
+    whole, arguments, own = decided(case)
     given = others(arguments)
     with pytest.warns(NotReducedWarning):
         small = reduce_network(whole, "", arguments, **FULL, progress=False)
@@ -146,9 +199,9 @@ def test_reduced_saved_and_copied(case, tmp_path):
     again = load(tmp_path / "small.safetensors", network=whole)
     for one in (again, copy.deepcopy(small)):
         assert torch.equal(one(*given), small(*given))
-        assert one.forward.module is one
+        assert not own or one.forward.module is one
     (found,) = find_ode_layers(whole, *arguments)
-    assert found.name == "" and found.reducible and found.output == "by its own forward"
+    assert found.name == "" and found.reducible and (found.output == "by its own forward") == own
     assert find_ode_layers(small, *arguments) == []
 
 
