@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from torchmor.engine.findings import Clock, ConfirmedLoss, Tuning
 from torchmor.engine.text_table import text_table
 
 Fate = Literal["reduced", "kept", "absorbed"]
@@ -160,6 +161,12 @@ class Explanation:
         What changed the layer after the reduction, in words; of it only what was measured again stands here.
     fingerprint
         Checksum of the parameters that all this was measured with; "" in files that have none.
+    confirmed
+        The loss on data that neither the fit nor the choice has seen; None where it was not measured.
+    tuning
+        How the operators were tuned to the full network's outputs; None if they were not.
+    clock
+        Times beside the full network's; None where they were not measured.
     """
 
     parts: tuple[Part, ...]
@@ -176,6 +183,9 @@ class Explanation:
     steps: EqualSteps | None = None
     since: str = ""
     fingerprint: str = ""
+    confirmed: ConfirmedLoss | None = None
+    tuning: Tuning | None = None
+    clock: Clock | None = None
 
     def as_of(self, fingerprint: str, solver: str) -> Explanation:
         """Return the explanation of the layer with these parameters and this solver; what is not known of it is gone.
@@ -188,7 +198,7 @@ class Explanation:
         changes = ["its parameters were changed"] if trained else []
         changes += [] if solver == self.solver else [f"its solver was {self.solver}"]
         since = "; ".join([*([self.since] if self.since else []), f"{' and '.join(changes)}: not measured since"])
-        now = replace(self, errors={}, steps=None, since=since, fingerprint=fingerprint, solver=solver)
+        now = replace(self, errors={}, steps=None, confirmed=None, clock=None, since=since, fingerprint=fingerprint, solver=solver)
         return now.without_fits() if trained else now
 
     def without_fits(self) -> Explanation:
@@ -201,6 +211,7 @@ class Explanation:
         return asdict(self) | {
             "curve": [trial.to_json() for trial in self.curve],
             "chosen": self.chosen.to_json() if self.chosen else None,
+            "clock": self.clock.to_json() if self.clock else None,
         }
 
     @classmethod
@@ -212,6 +223,9 @@ class Explanation:
             "curve": tuple(map(Trial.from_json, data.get("curve", ()))),
             "chosen": Trial.from_json(data["chosen"]) if data.get("chosen") else None,
             "steps": EqualSteps(**data["steps"]) if data.get("steps") else None,
+            "confirmed": ConfirmedLoss(**data["confirmed"]) if data.get("confirmed") else None,
+            "tuning": Tuning(**data["tuning"]) if data.get("tuning") else None,
+            "clock": Clock.from_json(data["clock"]) if data.get("clock") else None,
         }
         known = {field.name for field in fields(cls)}  # a later version may tell more
         return cls(**{key: value for key, value in {**data, **read}.items() if key in known})
