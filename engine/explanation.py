@@ -198,7 +198,9 @@ class Explanation:
         changes = ["its parameters were changed"] if trained else []
         changes += [] if solver == self.solver else [f"its solver was {self.solver}"]
         since = "; ".join([*([self.since] if self.since else []), f"{' and '.join(changes)}: not measured since"])
-        now = replace(self, errors={}, steps=None, confirmed=None, clock=None, since=since, fingerprint=fingerprint, solver=solver)
+        now = replace(
+            self, errors={}, steps=None, confirmed=None, clock=None, since=since, fingerprint=fingerprint, solver=solver
+        )
         return now.without_fits() if trained else now
 
     def without_fits(self) -> Explanation:
