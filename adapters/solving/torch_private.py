@@ -39,6 +39,7 @@ __all__ = [
     "tree_unflatten",
     "version",
     "without_repetitions",
+    "written_arguments",
 ]
 
 
@@ -72,6 +73,14 @@ def is_operation(target: Any) -> bool:
 def changes_arguments(target: Any) -> bool:
     """Whether an operation works in place."""
     return is_operation(target) and target._schema.is_mutable
+
+
+def written_arguments(node: fx.Node) -> list[Any]:
+    """Return the arguments that the operation of a node changes."""
+    target: Any = node.target
+    arguments = target._schema.arguments if is_operation(target) else []
+    written = [i for i, one in enumerate(arguments) if one.alias_info is not None and one.alias_info.is_write]
+    return [node.args[i] if i < len(node.args) else node.kwargs[arguments[i].name] for i in written]
 
 
 def argument_schemas(target: Any) -> Sequence[Any]:

@@ -25,6 +25,7 @@ from torchmor.adapters.solving.torch_private import (
     tracing_compiled,
     tree_map_only,
     without_repetitions,
+    written_arguments,
 )
 from torchmor.adapters.tracing.moving_index import MOVING_INDEX, number_index
 from torchmor.adapters.tracing.rewriting import decompositions
@@ -167,7 +168,8 @@ def _constants(graph: torch.fx.GraphModule) -> dict[torch.fx.Node, torch.Tensor]
     """Return the values of the largest parts of a graph that depend on no argument."""
     changed: set[torch.fx.Node] = set()  # in place, or views of what is
     for node in reversed(graph.graph.nodes):
-        if node in changed or changes_arguments(node.target):
+        changed.update(written_arguments(node))
+        if node in changed and (node.target is operator.getitem or getattr(node.target, "is_view", False)):
             changed.update(node.all_input_nodes)
     values: dict[torch.fx.Node, Any] = {}
     first: dict[str, torch.fx.Node] = {}

@@ -309,6 +309,7 @@ REWRITTEN_CALLS = {
     "fmin": lambda y: torch.fmin(y.log(), y.flip(1).sqrt().nan_to_num()),
     "ldexp": lambda y: torch.ldexp(y, y.flip(1)),
     "bucketize": lambda y: y + torch.bucketize(y, torch.tensor([-0.5, 0.0, 1.0])),
+    "searchsorted": lambda y: y + torch.searchsorted(torch.tensor([-0.5, 0.0, 1.0]), y, right=True),
     "any": lambda y: y * (y > 1).any(1, keepdim=True),
     "all": lambda y: y * (y > -1).all(1, keepdim=True),
     "_neg_view": lambda y: torch.complex(y, y.flip(1)).conj().imag + y,
