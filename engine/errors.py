@@ -4,6 +4,8 @@ Every message says what was expected, what came, and how to mend it. Each class 
 built-in exception that Python programmers would catch, so `except ValueError` keeps working.
 """
 
+from typing import Any
+
 
 class TorchmorError(Exception):
     """Base class of all errors that torchmor raises on purpose."""
@@ -58,7 +60,21 @@ class ParameterError(TorchmorError, ValueError):
 
 
 class NothingToReduceError(TorchmorError, ValueError):
-    """No reduction is as accurate and as cheap as asked, or coarse steps of the full layer are better."""
+    """No reduction is as accurate and as cheap as asked, or coarse steps of the full layer are better.
+
+    Attributes
+    ----------
+    curve
+        What the search tried, as in an explanation.
+    best
+        The best reduced network that was found; None if no size could be reduced.
+    network
+        The full network with the coarse steps that are better; None if none are.
+    """
+
+    curve: tuple[Any, ...] = ()
+    best: Any = None
+    network: Any = None
 
 
 class FileFormatError(TorchmorError, ValueError):

@@ -89,7 +89,9 @@ class Trial:
     cost
         Multiply–adds and bytes of a forward pass of the layer, for each sample, in multiply–adds.
     loss
-        In the metric of the search, on validation data.
+        In the metric of the search, on data to choose by.
+    tuned
+        Whether the reduced operators were tuned.
 
     Cost and loss are infinite where there was no solution.
     """
@@ -98,6 +100,7 @@ class Trial:
     solver: str
     cost: float
     loss: float
+    tuned: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the trial as plain data, null for infinity: JSON has none."""

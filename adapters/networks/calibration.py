@@ -220,10 +220,11 @@ class Calibration:
         return sum(batch.size for batch in self)
 
     def split(self, seed: int = 0, fraction: float = 0.2) -> tuple["Calibration", "Calibration"]:
-        """Return the samples to fit to, and those held out; see :func:`held_out_mask`."""
-        held_out = held_out_mask(replace(self, mask=None).count(), seed, fraction)
-        kept = np.ones_like(held_out) if self.mask is None else self.mask
-        return replace(self, mask=kept & ~held_out), replace(self, mask=kept & held_out)
+        """Return most of the samples, and those held out; see :func:`held_out_mask`."""
+        given = np.ones(self.count(), dtype=bool) if self.mask is None else self.mask
+        held_out = np.zeros_like(given)
+        held_out[given] = held_out_mask(int(given.sum()), seed, fraction)
+        return replace(self, mask=given & ~held_out), replace(self, mask=held_out)
 
     def total_batches(self) -> int | None:
         """Return the number of batches, where it is known without a pass."""

@@ -65,8 +65,8 @@ def confirmed_loss(
 
 
 def samples_needed(metric: Metric, found: ConfirmedLoss, max_loss: float) -> int | None:
-    """Return about how many samples would show that a loss is within a bound, if it stays as it was; None if none do."""
-    if found.bound is None or not found.loss < max_loss or not 0 < max_loss:
+    """Return about how many samples would show that a loss is at most so large, if it stays; None if none would."""
+    if found.bound is None or not found.loss < max_loss or not max_loss > 0:
         return None
     if metric == "agreement":
         wrong, n = found.loss, found.samples

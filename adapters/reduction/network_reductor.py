@@ -113,24 +113,21 @@ class NetworkReductor:
         network, layer_name = with_ode_layer(network, name, calibration, input_attribute)
         self.network, self.name, self.seed, self.progress = network, layer_name, seed, progress
         self.metric, self.objective = check_metric(metric), objective
-        self._calibration, held_out = calibration.split(seed)
+        self._calibration, self._compared = calibration, partial(Validation, full, name, layer_name)
         self._check_samples()
         if metric == "accuracy" and validation is None:
             raise ValueError(
                 'expected validation batches (inputs, labels) for metric="accuracy", got none: pass '
                 'validation=(inputs, labels), or use metric="agreement", which needs no labels'
             )
-        self._full_trials: dict[Steps | None, Candidate] = {}
-        self._held_out = Validation(full, name, layer_name, UnlabelledBatches(held_out), HELD_OUT_SAMPLES)
-        self._validation = self._held_out
-        if validation is not None:
+        self._given: LabelledBatches | UnlabelledBatches | None = None
+        if metric == "accuracy":
+            self._given = LabelledBatches(validation, batch_size, batch_to_inputs, calibration.batched)
+        elif validation is not None:
             other = Calibration(validation, batch_size, batch_to_inputs, seed, batched=calibration.batched)
-            batches = (
-                LabelledBatches(validation, batch_size, batch_to_inputs, calibration.batched)
-                if metric == "accuracy"
-                else UnlabelledBatches(other)
-            )
-            self._validation = Validation(full, name, layer_name, batches)
+            self._given = UnlabelledBatches(other)
+        self._material: dict[bool, Material] = {}
+        self._began = clock.now()
 
     def reduce(
         self,
@@ -142,9 +139,13 @@ class NetworkReductor:
         selection: str = "omp",
         fit: str = "least_squares",
         energy_rtol: float | None = None,
-        max_loss: float | None = 0.005,
+        max_loss: float | None = None,
         speedup: float | None = None,
         solver: FixedSteps | Sequence[Any] | None = None,
+        tune: bool | None = None,
+        effort: int = 1,
+        confidence: float | None = None,
+        augment: Augment | None = None,
     ) -> nn.Module:
         """Return a copy of the network with the layer reduced, as :func:`~torchmor.adapters.reduce_network` does.
 
@@ -159,72 +160,100 @@ class NetworkReductor:
         """
         steps = fixed_steps(solver)
         request = ReductionRequest(state_dim, points, modes, basis, selection, fit, energy_rtol)
+        wish = Wish.of(max_loss, speedup, self.metric)
+        _check_effort(effort, confidence)
         if not request.is_complete:
-            return self._searched(request, max_loss, speedup, steps)
-        small = self._reduced(request)
-        if steps is not None:
-            set_solver(small.layer, steps)
-        return self._finished(small, request)
+            tuned = tune if tune is not None else self._can_be_tuned()
+            return self._searched(request, wish, steps, tuned, effort, confidence, augment)
+        material = self._with(chosen=bool(tune))
+        small, tuning = material.reduced(request, steps), None
+        if tune:
+            tuning = self._tuner(material, augment)(small.network, LAST_PASSES * effort)
+        return self._finished(material, small, request, tuning=tuning)
 
     def _searched(
-        self, request: ReductionRequest, max_loss: float | None, speedup: float | None, solver: FixedSteps | None
+        self,
+        request: ReductionRequest,
+        wish: Wish,
+        solver: FixedSteps | None,
+        tuned: bool,
+        effort: int,
+        confidence: float | None,
+        augment: Augment | None,
     ) -> nn.Module:
         """Return the cheapest copy within a loss, or the best of those that are so much cheaper."""
-        for value, words, possible in ((max_loss, "max_loss", 0), (speedup, "speedup", 1)):
-            if value is not None and not value >= possible:
-                raise ValueError(f"expected {words} to be at least {possible}, got {value!r}")
-        tried = solvers(solver)
-        full = [self._full_trial(steps) for steps in dict.fromkeys((None, *COARSE, *tried))]
-        affordable = float("inf") if speedup is None else full[0].trial.cost / speedup
-        trials: list[Candidate] = []
-        for state_dim, points, least_cost in choices(request.state_dim, request.points, self._offline.reductor.chain):
-            if least_cost > affordable:
+        material = self._with(chosen=True)
+        tune = self._tuner(material, augment) if tuned else None
+        search = Search(material, request, wish, solver, tune, effort, thorough=effort > 1 or confidence is not None)
+        good = search.run()
+        if confidence is not None and good:
+            good = self._confirmed(search, good, confidence)
+        passed_over: list[Clock] = []
+        for one in good[:MOST_TIMED]:
+            one = search.polished(one) if confidence is None else one
+            times = self._clock(material, search.small(one), search.rival)
+            if not slower(times):
+                return self._found(search, one, times, confidence)
+            passed_over.append(times)
+        nearest = search.nearest()
+        best = None
+        if nearest is not None:
+            nearest = search.polished(nearest)
+            best = self._found(search, nearest, None, confidence)
+        raise nothing_found(search, best, passed_over)
+
+    def _confirmed(self, search: Search, good: Sequence[Candidate], confidence: float) -> list[Candidate]:
+        """Return the cheapest candidate whose loss is confirmed to be as wished, with all that were tested before it.
+
+        They are tested from the safest on, until one fails: so the bound holds for each that passed (fixed-sequence
+        testing).
+        """
+        nearest = search.nearest()
+        safest = [nearest] if nearest is not None and nearest not in good else []
+        polished = [search.polished(one) for one in (*good[:MOST_CONFIRMED], *safest)]
+        polished = sorted((one for one in polished if one in search.good()), key=lambda one: -one.trial.cost)
+        passed: list[Candidate] = []
+        for one in polished:
+            found = search.material.confirm.confirmed(self.metric, search.network(one), confidence)
+            if found.bound is None or found.bound > search.wish.max_loss:
+                if not passed:
+                    raise not_confirmed(search, found, self._found(search, one, None, confidence))
                 break
-            try:
-                small = self._reduced(replace(request, state_dim=state_dim, points=points))
-            except SizeError:  # more than the calibration data spans
-                continue
-            for steps in tried:
-                trials.append(self._trial(small.network, steps, state_dim, points))
-                if speedup is None and (max_loss is None or trials[-1].trial.loss <= max_loss):
-                    affordable = min(affordable, trials[-1].trial.cost)
-        chosen = choose(trials, full, max_loss, speedup, self.metric)
-        small = self._reduced(replace(request, state_dim=chosen.state_dim, points=chosen.points))
-        if chosen.steps is not None:
-            set_solver(small.layer, chosen.steps)
-        curve = tuple(candidate.trial for candidate in (*full, *trials))
-        return self._finished(small, request, curve, chosen.trial)
+            passed.append(one)
+        return passed[::-1]
 
-    def _full_trial(self, steps: Steps | None) -> Candidate:
-        if steps not in self._full_trials:
-            self._full_trials[steps] = self._trial(self._copy, steps, None, None)
-        return self._full_trials[steps]
-
-    def _trial(self, network: nn.Module, steps: Steps | None, state_dim: Size, points: Any) -> Candidate:
-        network = solved_by(network, self.name, steps)
-        layer = cast(SolvingLayer, network.get_submodule(self.name))
-        cost = loss = math.inf
-        with suppress(*([] if state_dim is None else [SolverError])):  # a reduced layer without a solution is no choice
-            with bounded_evaluations(layer, layer, self._evaluations):
-                cost = self._offline.example.cost(layer)
-            with bounded_evaluations(network, layer, self._evaluations):
-                loss = self._validation.loss(self.metric, network)
-        return Candidate(state_dim, points, steps, Trial(_words(state_dim, points), solver_name(layer), cost, loss))
-
-    def _reduced(self, request: ReductionRequest) -> _Small:
-        """Return a copy of the network with the layer reduced as asked."""
-        reduction = self._offline.reductor.reduce_as(request)
-        layer = _reduced_layer(self._offline.layer, reduction, self._offline.example)
-        return _Small(with_layers(self.network, {self.name: layer}), layer, reduction)
+    def _found(
+        self, search: Search, one: Candidate, times: Clock | None, confidence: float | None
+    ) -> nn.Module:
+        return self._finished(
+            search.material,
+            search.small(one),
+            one.request,
+            curve=search.curve,
+            chosen=one.trial,
+            tuning=one.tuning,
+            times=times,
+            rival=search.rival,
+            confidence=confidence,
+        )
 
     def _finished(
-        self, small: _Small, request: ReductionRequest, curve: tuple[Trial, ...] = (), chosen: Trial | None = None
+        self,
+        material: Material,
+        small: Small,
+        request: ReductionRequest,
+        *,
+        curve: tuple[Trial, ...] = (),
+        chosen: Trial | None = None,
+        tuning: Tuning | None = None,
+        times: Clock | None = None,
+        rival: FixedSteps | None = None,
+        confidence: float | None = None,
     ) -> nn.Module:
         """Give a reduced network its explanation and record."""
-        layer, example, snapshots = self._offline.layer, self._offline.example, self._offline.snapshots
-        reduced, reduction = small.layer, small.reduction
-        operations = (_operations(layer.function, example), _operations(reduced.ode, example, reduced))
-        (errors, distance), evaluations = self._measured(small)
+        reduced, reduction, snapshots = small.layer, small.reduction, material.snapshots
+        operations = material.operations(reduced)
+        (errors, distance), evaluations = self._measured(material, small)
         useless = all(part.reduced >= part.full for part in reduction.parts)
         if useless:
             warnings.warn(
@@ -233,28 +262,33 @@ class NetworkReductor:
                 NotReducedWarning,
                 stacklevel=4,
             )
-        reduced.explanation = Explanation(
+        times = times or self._clock(material, small, rival)
+        explanation = Explanation(
             parts=reduction.parts,
             method=request.method,
             solver=str(reduced.settings),
             snapshots=len(snapshots),
             samples=len(set(snapshots.sample)),
-            evaluations=self._evaluations,
+            evaluations=material.evaluations,
             operations=operations,
             errors=errors,
             metric=self.metric if isinstance(self.metric, str) else "a function",
             curve=curve,
             chosen=chosen,
-            steps=equal_steps(small.network, reduced, [batch for batch, _, _ in self._held_out.full]),
+            steps=equal_steps(small.network, reduced, [batch for batch, _, _ in material.held_out.full]),
             fingerprint=reduced.fingerprint(),
+            confirmed=material.confirm.confirmed(self.metric, small.network, confidence or CONFIDENCE),
+            tuning=tuning,
+            clock=times,
         )
+        reduced.explanation = explanation if tuning is None else explanation.without_fits()
         if not useless:
-            tell_of_little_gain(operations, (self._full_cost, example.cost(reduced)))
+            tell_of_little_gain(operations, times)
         tell_of_few_samples(reduction.parts, snapshots.sample)
-        tell_of_evaluations(evaluations, self._evaluations, reduced)
+        tell_of_evaluations(evaluations, material.evaluations, reduced)
         reduced.usual_distance = distance
         reduced.record(
-            fom=self._offline.reductor.fom,
+            fom=material.reductor.fom,
             bases=reduction.bases,
             singular_values=reduction.singular_values,
             points=reduction.points,
@@ -262,14 +296,44 @@ class NetworkReductor:
         return small.network
 
     def _check_samples(self) -> None:
-        mask = self._calibration.mask
-        if mask is not None and len(mask) < LEAST_SAMPLES:
+        count = self._calibration.count()
+        if any(self._calibration.batched or (True,)) and count < LEAST_SAMPLES:
             raise CalibrationError(
                 f"expected at least {LEAST_SAMPLES} calibration samples, to fit to most and to measure errors on the "
-                f"others, got {len(mask)}: give more data like that which the network will see"
+                f"others, got {count}: give more data like that which the network will see"
             )
 
-    def _measured(self, small: _Small) -> tuple[tuple[dict[str, float], float | None], int]:
+    def _with(self, *, chosen: bool) -> Material:
+        """Return what to reduce with: where something is chosen, the loss is confirmed on data that had no part in it.
+
+        Of calibration data that is a fifth for each, of validation data a half; nothing is chosen for given sizes.
+        """
+        if chosen not in self._material:
+            fit, rest = self._calibration.split(self.seed, 0.4 if chosen and self._given is None else 0.2)
+            held_out = confirm = choose = self._compared(UnlabelledBatches(rest), HELD_OUT_SAMPLES)
+            if self._given is not None:
+                confirm = choose = self._compared(self._given)
+            if chosen:
+                parts = (self._given or UnlabelledBatches(rest)).split(self.seed, 0.5)
+                choose, confirm = (self._compared(part, MOST_SAMPLES) for part in parts)
+                held_out = held_out if self._given is not None else confirm
+            self._material[chosen] = Material(
+                self.network,
+                self.name,
+                fit,
+                held_out,
+                choose,
+                confirm,
+                self.metric,
+                self.objective,
+                self.seed,
+                self.progress,
+            )
+        return self._material[chosen]
+
+    def _measured(
+        self, material: Material, small: Small
+    ) -> tuple[tuple[dict[str, float], float | None], int]:
         """Return what is measured on held-out data, and the most evaluations of an adaptive solver in a pass there.
 
         Raises
@@ -280,13 +344,13 @@ class NetworkReductor:
             There is no finite solution.
         """
         try:
-            with bounded_evaluations(small.network, small.layer, self._evaluations) as counts:
-                return self._held_out.measured(small.network), max(counts, default=0)
+            with bounded_evaluations(small.network, small.layer, material.evaluations) as counts:
+                return material.held_out.measured(small.network), max(counts, default=0)
         except TooManyEvaluationsError as error:
             found: list[tuple[float, Steps]] = []
             for steps in steps_to_try(len(small.layer.t)):
                 with suppress(NonFiniteError):
-                    errors = self._held_out.errors(solved_by(small.network, self.name, steps))
+                    errors = material.held_out.errors(solved_by(small.network, self.name, steps))
                     found.append((errors["layer output"], steps))
             least = min([one for one, _ in found], default=math.inf)
             if least >= 1:
@@ -297,61 +361,33 @@ class NetworkReductor:
                 "output on held-out calibration data, or other sizes"
             ) from error
 
-    @cached_property
-    def _evaluations(self) -> int:
-        """Most evaluations of the full layer in a forward pass."""
-        return max(self._offline.snapshots.nfe)
+    def _clock(self, material: Material, small: Small, rival: FixedSteps | None) -> Clock:
+        """Return times beside the full network's, measured in at most a tenth of the time that has passed."""
+        batch = next(iter(material.fit))
+        budget = (clock.now() - self._began) / 10
+        return clock.clocked(material.copy, small.network, self.name, batch, rival, budget, self.seed)
 
-    @cached_property
-    def _full_cost(self) -> float:
-        return self._offline.example.cost(self._offline.layer)
+    def _tuner(self, material: Material, augment: Augment | None) -> Tune:
+        """Return what tunes networks, to outputs that are computed once, when they are first needed."""
 
-    @cached_property
-    def _copy(self) -> nn.Module:
-        return copied(self.network)  # calibration moves counters and caches of a copy only
+        @cache
+        def lessons() -> Lessons:
+            exam = [batch for batch, _, _ in material.choose.full]
+            return Lessons(
+                material.copy,
+                material.fit,
+                exam,
+                layer=self.name,
+                augment=augment,
+                seed=self.seed,
+                progress=self.progress,
+            )
 
-    @cached_property
-    def _offline(self) -> _Offline:
-        layer = find_layer(self._copy, self.name)
-        with first_states(layer) as found:
-            snapshots = collect_snapshots(self._copy, self.name, self._calibration, progress=self.progress)
-        example = _Example(*found[0])
-        with evaluation(self._copy):
-            fom = full_order_model(layer, example.y, example.u)
-        u = None if example.u is None else snapshots.u
-        reductor = SnapshotReductor(fom, snapshots.y, u, snapshots.t, self._gradients, snapshots.sample)
-        return _Offline(layer, example, snapshots, reductor)
+        return lambda network, passes: tune(network, lessons(), epochs=passes, seed=self.seed)
 
-    def _gradients(self) -> np.ndarray:
-        generator = torch.Generator().manual_seed(self.seed)
-        classes = self.metric in ("agreement", "accuracy")
-        objective = self.objective or (classes_objective if classes else values_objective)(generator)
-        return output_gradients(self._copy, self.name, self._calibration, objective, progress=self.progress)
-
-
-@dataclass(frozen=True, eq=False)
-class _Offline:
-    """What all reductions of a layer share: the layer, some of its states, its snapshots, and the model's reductor."""
-
-    layer: ODELayer
-    example: _Example
-    snapshots: Snapshots
-    reductor: SnapshotReductor
-
-
-class _Small(NamedTuple):
-    """A smaller copy of the network, its reduced layer, and the reduction that made it."""
-
-    network: nn.Module
-    layer: ReducedODELayer
-    reduction: Reduction
-
-
-def _words(state_dim: Size, points: Any) -> str:
-    if state_dim is None:
-        return "full"
-    size = ", ".join(map(str, points)) if isinstance(points, list) else str(points)
-    return f"state {state_dim}, points {size}"
+    def _can_be_tuned(self) -> bool:
+        """Whether the output is one Tensor."""
+        return isinstance(self._with(chosen=True).choose.full[0][2].network, Tensor)
 
 
 def _check_not_reduced(network: nn.Module, name: str) -> None:
@@ -375,35 +411,3 @@ def _check_finite(network: nn.Module) -> None:
             raise NonFiniteError(f"expected a network with finite weights, got NaN or infinity in {key!r}")
 
 
-class _Example(FirstStates):
-    """Some states to measure the layer's costs with."""
-
-    def cost(self, layer: nn.Module) -> float:
-        """Return what a forward pass of the layer costs for a sample, with an input that stays as it is."""
-        return run_cost(layer, self.y) if self.u is None else run_cost(layer, self.y, lambda t: self.u)
-
-
-def _reduced_layer(layer: ODELayer, reduction: Reduction, example: _Example) -> ReducedODELayer:
-    rom, y = reduction.rom, example.y
-    projected = "state" in reduction.bases
-    return reduced_layer(
-        layer.settings,
-        tuple(y.shape[1:]),
-        -rom.operator.chain,
-        rom.initial_data.encode if projected else None,
-        rom.output_functional.chain.output if projected else None,
-        "none" if example.u is None else "required",
-        y.dtype,
-        y.device,
-    )
-
-
-def _operations(f: nn.Module, example: _Example, reduced: ReducedODELayer | None = None) -> int:
-    """Multiply–adds of the matrix products and convolutions of one evaluation for one sample."""
-    y, u = example.y[:1], None if example.u is None else example.u[:1]
-    with evaluation(f), FlopCounterMode(display=False) as counter:
-        if reduced is None:
-            f(example.t, y, u)
-        else:
-            f(y.new_zeros(1, reduced.ode.state_size), u, example.t)
-    return counter.get_total_flops() // 2

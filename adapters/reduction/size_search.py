@@ -1,12 +1,9 @@
-"""The search for sizes: the cheapest reduction within a loss, or the best of those that are cheap enough."""
+"""The sizes and solvers that a search tries."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps
-from torchmor.engine.errors import NothingToReduceError
-from torchmor.engine.explanation import Trial
 from torchmor.engine.normalisation import absorbed_stages
 from torchmor.engine.planning import unsampled_stages
 from torchmor.engine.sizes import check_not_too_large, stage_sizes
@@ -25,25 +22,8 @@ MOST_POINTS = 1024
 #: Numbers of steps that are tried of a method.
 STEP_COUNTS = (1, 2, 4)
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """A network that is tried.
-
-    Parameters
-    ----------
-    state_dim, points
-        As in `reduce_network`; None for the full network.
-    steps
-        Steps of a coarse solver; None for the layer's own.
-    trial
-        What was found.
-    """
-
-    state_dim: Any
-    points: Any
-    steps: Steps | None
-    trial: Trial
+#: Methods whose steps from output time to output time are tried.
+STEP_METHODS = ("euler", "midpoint", "rk4")
 
 
 def choices(state_dim: Any, points: Any, chain: StageChain) -> Iterator[tuple[Any, Any, float]]:
@@ -97,80 +77,16 @@ def _filled(stage: Stage, asked: Any, m: Any, chain: StageChain) -> Any:
     return "full" if m == "full" or stage.name in unsampled_stages(chain) else min(m, stage.size)
 
 
-def solvers(asked: FixedSteps | None) -> tuple[Steps | None, ...]:
-    """Return the solvers that are tried for each size: coarse steps beside the layer's own, or what was asked for."""
-    if asked is None:
-        return (None, *COARSE)
-    return tuple(Steps(asked, count) for count in STEP_COUNTS) if isinstance(asked, str) else (asked,)
-
-
-def choose(
-    tried: Sequence[Candidate],
-    full: Sequence[Candidate],
-    max_loss: float | None,
-    speedup: float | None,
-    metric: Any,
-) -> Candidate:
-    """Return the best candidate.
+def solvers(asked: FixedSteps | None, times: int) -> tuple[FixedSteps | None, ...]:
+    """Return the solvers that are tried for each size: coarse steps beside the layer's own, or what was asked for.
 
     Parameters
     ----------
-    tried
-        Reduced networks.
-    full
-        The full network, with its own solver first and with coarse steps, which have to be beaten.
-    max_loss
-        Largest loss; None for any.
-    speedup
-        How many times cheaper than the full network with its own solver; with it, the candidate of the smallest loss is
-        best, without it the cheapest.
-    metric
-        For the words.
-
-    Raises
-    ------
-    NothingToReduceError
-        No candidate is good enough and cheaper than the full network, or that with coarse steps is better.
+    asked
+        What the user asked for.
+    times
+        Number of times of the layer: with more than two, steps from each to the next are tried too.
     """
-    bound = full[0].trial.cost / (1.0 if speedup is None else speedup)
-    allowed = float("inf") if max_loss is None else max_loss
-    asked = [] if max_loss is None else [f"a loss of at most {max_loss:g}"]
-    asked += [] if speedup is None else [f"{speedup:g} times less cost"]
-    wanted = " and ".join(asked) or "less cost than the full layer"
-
-    def good(candidates: Sequence[Candidate]) -> list[Candidate]:
-        found = [one for one in candidates if one.trial.loss <= allowed and one.trial.cost <= bound]
-        return [one for one in found if one.trial.cost < full[0].trial.cost]  # never dearer, whatever was asked for
-
-    def rank(one: Candidate) -> tuple[float, float]:
-        values = (one.trial.cost, one.trial.loss)
-        return values if speedup is None else values[::-1]
-
-    name = metric if isinstance(metric, str) else "of the given metric"
-    rivals, reduced = good(full[1:]), good(tried)
-    rival = min(rivals, key=rank) if rivals else None
-    if reduced and (rival is None or rank(min(reduced, key=rank)) < rank(rival)):
-        return min(reduced, key=rank)
-    best = [f"the best reduction found is {_words(one, full[0])}" for one in _nearest(tried, allowed, bound)]
-    if rival is not None:
-        raise NothingToReduceError(
-            f"expected a reduction with {wanted} ({name}) that is better than coarse steps of the full layer, found "
-            f"none: {_words(rival, full[0])} is better; use these steps instead, in layer.method and layer.options. "
-            f"For comparison, {'; '.join(best) or 'no size could be reduced'}"
-        )
-    raise NothingToReduceError(
-        f"expected a reduction with {wanted} ({name}), found none: {'; '.join(best) or 'no size could be reduced'}; "
-        "allow more loss, give sizes, or calibrate with more data"
-    )
-
-
-def _nearest(tried: Sequence[Candidate], allowed: float, bound: float) -> list[Candidate]:
-    """The most accurate one that is cheap enough, else the most accurate one."""
-    cheap = [one for one in tried if one.trial.cost <= bound] or list(tried)
-    return [min(cheap, key=lambda one: (one.trial.loss, one.trial.cost))] if cheap else []
-
-
-def _words(one: Candidate, full: Candidate) -> str:
-    trial = one.trial
-    size = "the full layer" if one.state_dim is None else trial.sizes
-    return f"{size} with {trial.solver} (loss {trial.loss:.2g}, {full.trial.cost / trial.cost:.2g} times less cost)"
+    if asked is None:
+        return (None, *COARSE, *(STEP_METHODS if times > 2 else ()))
+    return tuple(Steps(asked, count) for count in STEP_COUNTS) if isinstance(asked, str) else (asked,)

@@ -1,5 +1,7 @@
 """Held-out data: what a full network makes of it, and how far a smaller one is from that."""
 
+import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +17,11 @@ from torchmor.adapters.networks.calibration import Batch, Calibration, Flags
 from torchmor.adapters.networks.difference import Difference
 from torchmor.adapters.networks.evaluation import call_network, recorded_calls
 from torchmor.adapters.reduction.adaptive_solves import TooManyEvaluationsError
+from torchmor.adapters.reduction.confidence import confirmed_loss
 from torchmor.adapters.reduction.metrics import Metric, loss
 from torchmor.adapters.solving.torch_private import tree_flatten, tree_leaves, tree_unflatten
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError
+from torchmor.engine.findings import ConfirmedLoss
 
 #: Of held-out calibration data, at most this many samples are used.
 HELD_OUT_SAMPLES = 512
@@ -126,6 +130,23 @@ class Validation:
         reference = self._joined([full.network for _, _, full in self.full])
         return loss(metric, self._joined(outputs), reference, torch.cat(labels) if labels else None)
 
+    def confirmed(self, metric: Metric, small: nn.Module, confidence: float) -> ConfirmedLoss:
+        """Return the loss of a smaller network against the full one, with a bound of that on all data like this."""
+        with evaluation(small):
+            try:
+                outputs = [call_network(small, batch) for batch, _, _ in self.full]
+            except SolverError:
+                return ConfirmedLoss(math.inf, math.inf, confidence, self.samples)
+        labels = [labels for _, labels, _ in self.full if labels is not None]
+        reference = self._joined([full.network for _, _, full in self.full])
+        known = torch.cat(labels) if labels else None
+        return confirmed_loss(metric, self._joined(outputs), reference, known, self.samples, confidence)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return sum(batch.size for batch, _, _ in self.full)
+
     def _run(self, network: nn.Module, batch: Batch) -> _Outputs:
         with recorded_calls(network.get_submodule(self.name)) as calls:
             output = call_network(network, batch)
@@ -170,6 +191,11 @@ class UnlabelledBatches:
     def __iter__(self) -> Iterator[tuple[Batch, None]]:
         return ((batch, None) for batch in self._calibration)
 
+    def split(self, seed: int, fraction: float) -> tuple["UnlabelledBatches", "UnlabelledBatches"]:
+        """Return two parts, by sample."""
+        first, second = self._calibration.split(seed, fraction)
+        return UnlabelledBatches(first), UnlabelledBatches(second)
+
 
 class LabelledBatches:
     """Batches (inputs, labels) as pairs of network arguments and labels, that can be read again and again.
@@ -197,6 +223,12 @@ class LabelledBatches:
     ):
         self._pairs, self._batched = Calibration(data, batch_size), batched
         self._to_inputs = batch_to_inputs or (lambda batch: batch[0])
+
+    def split(self, seed: int, fraction: float) -> tuple["LabelledBatches", "LabelledBatches"]:
+        """Return two parts, by sample."""
+        parts = copy.copy(self), copy.copy(self)
+        parts[0]._pairs, parts[1]._pairs = self._pairs.split(seed, fraction)
+        return parts
 
     def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
         for pair in self._pairs:
