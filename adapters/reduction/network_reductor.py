@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -60,7 +60,7 @@ from torchmor.engine.errors import (
     SolverError,
     UnknownLayerError,
 )
-from torchmor.engine.explanation import Explanation, Trial
+from torchmor.engine.explanation import MOST_SINGULAR_VALUES, Explanation, Trial
 from torchmor.engine.reduction import Reduction, SnapshotReductor
 from torchmor.engine.sizes import ReductionRequest, Size
 
@@ -181,7 +181,7 @@ class NetworkReductor:
             if least_cost > affordable:
                 break
             try:
-                small = self._reduced(replace(request, state_dim=state_dim, points=points))
+                small = self._reduced(request.filled(state_dim, points))
             except SizeError:  # more than the calibration data spans
                 continue
             for steps in tried:
@@ -189,7 +189,7 @@ class NetworkReductor:
                 if speedup is None and (max_loss is None or trials[-1].trial.loss <= max_loss):
                     affordable = min(affordable, trials[-1].trial.cost)
         chosen = choose(trials, full, max_loss, speedup, self.metric)
-        small = self._reduced(replace(request, state_dim=chosen.state_dim, points=chosen.points))
+        small = self._reduced(request.filled(chosen.state_dim, chosen.points))
         if chosen.steps is not None:
             set_solver(small.layer, chosen.steps)
         curve = tuple(candidate.trial for candidate in (*full, *trials))
@@ -247,6 +247,12 @@ class NetworkReductor:
             chosen=chosen,
             steps=equal_steps(small.network, reduced, [batch for batch, _, _ in self._held_out.full]),
             fingerprint=reduced.fingerprint(),
+            singular_values={
+                name: tuple(values[:MOST_SINGULAR_VALUES].tolist())
+                for name, values in reduction.singular_values.items()
+            },
+            points={name: tuple(values.tolist()) for name, values in reduction.points.items()},
+            state_shape=reduced.state_shape,
         )
         if not useless:
             tell_of_little_gain(operations, (self._full_cost, example.cost(reduced)))
