@@ -54,10 +54,12 @@ def _draw_curve(axes: Axes, explanation: Explanation) -> None:
             axes.plot(*_shares(trials, own), marker, color=colour, markersize=size, label=label)
     for trial in coarse:
         at, words = (trial.cost / own.cost, trial.loss), trial.solver
-        axes.annotate(words, at, xytext=(6, 3), textcoords="offset points", fontsize=7, color=_FULL)
-    positive = [trial.loss for trial in finite if trial.loss > 0]
+        axes.annotate(words, at, xytext=(3, 4), textcoords="offset points", fontsize=7, color=_FULL, rotation=45)
+    losses = [trial.loss for trial in finite]
+    least = min((abs(loss) for loss in losses if loss), default=1.0)
     axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=min(positive, default=1.0))  # the full network itself loses nothing
+    axes.set_yscale("symlog", linthresh=least)  # the full network itself loses nothing
+    axes.set_ylim(1.5 * min(losses) - 0.5 * least, 3 * max(losses) + least)
     axes.set_xlabel("cost of the layer / that of the full one")
     axes.set_ylabel(f"loss ({explanation.metric})")
     axes.grid(alpha=0.25)
@@ -114,7 +116,7 @@ def _draw_picture(axes: Axes, points: Mapping[str, Sequence[int]], grid: Sequenc
     colours.set_label(f"points of {', '.join(points)}, in all channels")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(f"evaluated points on the state's grid, {height} × {width}")
+    axes.set_title(f"evaluated points on the grid of {height} × {width}")
 
 
 def _draw_marks(axes: Axes, points: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> None:

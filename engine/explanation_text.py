@@ -71,7 +71,7 @@ def details(explanation: Explanation) -> list[tuple[str, str]]:
         (
             "one evaluation of the ODE function",
             f"{before:,} -> {after:,} multiply-adds for each sample"
-            + (f" ({before / after:.3g} times fewer)" if after and before > after else ""),
+            + (f" ({_number(before / after)} times fewer)" if after and before > after else ""),
         ),
     ]
 
@@ -124,7 +124,7 @@ def curve_table(explanation: Explanation) -> Table:
     full = explanation.curve[0].cost
     rows = [("network", "times less cost", f"loss ({explanation.metric})", "")]
     for trial in explanation.frontier:
-        gain, loss = f"{full / trial.cost:.3g}", _short(trial.loss)
+        gain, loss = _number(full / trial.cost), _short(trial.loss)
         chosen = "chosen" if trial == explanation.chosen else ""
         rows.append((f"{trial.sizes}, {trial.solver}", gain, loss, chosen))
     return Table(rows, [1, 2])
@@ -190,7 +190,9 @@ def _sizes(explanation: Explanation) -> str:
         count = sum(part.fate == fate for part in stages)
         words += [f"{_counted(count, 'stage')} {fate}"] if count else []
     kept = f"{state.name} {state.full:,} kept"
-    return ", ".join([kept if state.fate == "kept" else f"{state.name} {state.full:,} -> {state.reduced:,}", *words])
+    sizes = ", ".join([kept if state.fate == "kept" else f"{state.name} {state.full:,} -> {state.reduced:,}", *words])
+    searched = explanation.chosen is not None and not explanation.since
+    return f"{sizes}, with {explanation.chosen.solver}" if searched else sizes
 
 
 def _unmeasured(explanation: Explanation) -> set[str]:

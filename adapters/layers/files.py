@@ -285,7 +285,9 @@ def _explanation(data: Any, state_shape: Sequence[int]) -> Explanation:
     if words := mismatch(finite, Explanation, "the explanation"):
         raise ValueError(words)
     if explanation.state_shape not in ((), tuple(state_shape)):
-        raise ValueError(f"expected an explanation of states {state_shape}, got one of {explanation.state_shape}")
+        raise ValueError(
+            f"expected an explanation of states of shape {tuple(state_shape)}, got {explanation.state_shape}"
+        )
     sizes = {part.name: part.full for part in explanation.parts}
     for name, points in explanation.points.items():
         if not all(0 <= point < sizes[name] for point in points):
