@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
+from torchmor.engine.errors import MissingPackageError
+from torchmor.engine.explanation_html import as_html
+from torchmor.engine.explanation_text import as_text
 from torchmor.engine.findings import Clock, ConfirmedLoss, Tuning
-from torchmor.engine.text_table import text_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Fate = Literal["reduced", "kept", "absorbed"]
+
+#: So many singular values of a part are kept, the largest.
+MOST_SINGULAR_VALUES = 512
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ class EqualSteps:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `reduce_network` did to a layer; ``print(layer.explain())`` to read it.
+    """What `reduce_network` did to a layer; ``print(layer.explain())`` to read it, :meth:`plot` to see it.
 
     Parameters
     ----------
@@ -170,6 +178,12 @@ class Explanation:
         How the operators were tuned to the full network's outputs; None if they were not.
     clock
         Times beside the full network's; None where they were not measured.
+    singular_values
+        Of the "state" and of stages by name, as far as they were computed, the largest `MOST_SINGULAR_VALUES`.
+    points
+        Evaluated components of stages by name, as indices into the flattened stage.
+    state_shape
+        Shape of one sample's state; () in files of earlier versions, which have no singular values and points.
     """
 
     parts: tuple[Part, ...]
@@ -189,6 +203,19 @@ class Explanation:
     confirmed: ConfirmedLoss | None = None
     tuning: Tuning | None = None
     clock: Clock | None = None
+    singular_values: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    points: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    state_shape: tuple[int, ...] = ()
+
+    @property
+    def loss(self) -> float | None:
+        """The loss on data that neither the fit nor the choice has seen; None where it was not measured."""
+        return None if self.confirmed is None else self.confirmed.loss
+
+    @property
+    def bound(self) -> float | None:
+        """The upper bound of :attr:`loss` that holds with its confidence; None where there is none."""
+        return None if self.confirmed is None else self.confirmed.bound
 
     def as_of(self, fingerprint: str, solver: str) -> Explanation:
         """Return the explanation of the layer with these parameters and this solver; what is not known of it is gone.
@@ -222,7 +249,7 @@ class Explanation:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Explanation:
         """Return the explanation of `to_json`."""
-        read = {
+        read: dict[str, Any] = {
             "parts": tuple(map(Part.from_json, data["parts"])),
             "operations": tuple(data["operations"]),
             "curve": tuple(map(Trial.from_json, data.get("curve", ()))),
@@ -231,8 +258,11 @@ class Explanation:
             "confirmed": ConfirmedLoss(**data["confirmed"]) if data.get("confirmed") else None,
             "tuning": Tuning(**data["tuning"]) if data.get("tuning") else None,
             "clock": Clock.from_json(data["clock"]) if data.get("clock") else None,
+            "state_shape": tuple(data.get("state_shape", ())),
         }
-        known = {field.name for field in fields(cls)}  # a later version may tell more
+        for name in ("singular_values", "points"):
+            read[name] = {part: tuple(values) for part, values in data.get(name, {}).items()}
+        known = {one.name for one in fields(cls)}  # a later version may tell more
         return cls(**{key: value for key, value in {**data, **read}.items() if key in known})
 
     @property
@@ -244,102 +274,31 @@ class Explanation:
                 found.append(trial)
         return found
 
-    @property
-    def _unmeasured(self) -> set[str]:
-        """Names of the parts that were fitted with nothing held out."""
-        fitted = self.method.get("fit") == "least_squares" and any(part.fate == "reduced" for part in self.parts[1:])
-        measured = any(part.error is not None for part in self.parts)
-        return {part.name for part in self.parts if fitted and not measured and part.fate == "reduced"}
+    def plot(self) -> Figure:
+        """Draw the curve of the search with the choice, singular values with the sizes, and where stages are evaluated.
 
-    def _table(self) -> list[str]:
-        """Return the parts as lines of text, without columns in which nothing stands."""
-        total, unmeasured = sum(part.operations or 0 for part in self.parts), self._unmeasured
-        columns = {
-            "part": [part.name for part in self.parts],
-            "function": [_shortened(part.what) for part in self.parts],
-            "reads": [", ".join(part.reads) for part in self.parts],
-            "full": [f"{part.full:,}" for part in self.parts],
-            "reduced": [f"{part.reduced:,}" for part in self.parts],
-            "error": ["not measured" if part.name in unmeasured else _short(part.error) for part in self.parts],
-            "share": [f"{100 * (part.operations or 0) / total:.0f} %" if total else "-" for part in self.parts],
-            "dropped": [_short(part.dropped_energy) for part in self.parts],
-            "constant": [_short(part.constant) for part in self.parts],
-            "why": [part.why for part in self.parts],
-        }
-        columns = {name: cells for name, cells in columns.items() if set(cells) - {"", "-"}}
-        right = [i for i, name in enumerate(columns) if name in _NUMBERS]
-        return text_table([tuple(columns), *zip(*columns.values(), strict=True)], right)
+        Returns
+        -------
+        matplotlib.figure.Figure
+            ``figure.savefig("reduction.png")`` writes it; a notebook shows it after ``import matplotlib.pyplot``.
+
+        Raises
+        ------
+        MissingPackageError
+            Matplotlib is not installed.
+        """
+        try:
+            from torchmor.engine.explanation_figure import drawn
+        except ImportError as error:
+            raise MissingPackageError(
+                f"expected Matplotlib to draw with, {error.name} is missing: pip install 'torchmor[experiments]'"
+            ) from error
+        return drawn(self)
 
     def __str__(self) -> str:
-        before, after = self.operations
-        held_out = ", ".join(f"{name} {_short(error)}" for name, error in self.errors.items())
-        return "\n".join(
-            [
-                "Reduced ODE layer: " + ", ".join(f"{key} {value}" for key, value in self.method.items()),
-                f"solver: {self.solver}" + (f"; {self._steps_words()}" if self.steps else ""),
-                *([f"since the reduction: {self.since}"] if self.since else []),
-                f"calibration: {self.snapshots:,} snapshots of {self.samples:,} samples, "
-                f"{self.evaluations:,} evaluations of the ODE function in a forward pass",
-                "",
-                *self._table(),
-                "",
-                f"one evaluation of the ODE function: {before:,} -> {after:,} multiply-adds for each sample"
-                + (f" ({before / after:.3g} times fewer)" if after and before > after else ""),
-                f"relative error on held-out calibration data: {held_out or 'not measured'}",
-                *self._legend(),
-                *self._curve_lines(),
-            ]
-        )
+        return as_text(self)
 
-    def _steps_words(self) -> str:
-        assert self.steps is not None
-        return (
-            f"{self.steps.count} equal steps of {self.steps.method} do the same within its tolerances (relative "
-            f"difference {_short(self.steps.error)})"
-        )
-
-    def _legend(self) -> list[str]:
-        words: dict[str, list[float | None]] = {
-            "error: of what reads the stage (of the state: of its derivative), on snapshots held out of its fit": [
-                part.error for part in self.parts
-            ],
-            "share: of the multiply-adds of one evaluation": [part.operations for part in self.parts],
-            "dropped energy: relative squared projection error (of a balanced basis: as the output sees it)": [
-                part.dropped_energy for part in self.parts
-            ],
-            "constant: the interpolation error is at most this times the best possible": [
-                part.constant for part in self.parts
-            ],
-        }
-        return [line for line, values in words.items() if any(value is not None for value in values)]
-
-    def _curve_lines(self) -> list[str]:
-        if not self.curve:
-            return []
-        full = self.curve[0].cost
-        rows = [("network", "times less cost", f"loss ({self.metric})")]
-        for trial in self.frontier:
-            mark = "  chosen" if trial == self.chosen else ""
-            gain = f"{full / trial.cost:.3g}"
-            rows.append((f"{trial.sizes}, {trial.solver}", gain, f"{_short(trial.loss):>8}{mark}"))
-        return [
-            "",
-            f"search: {len(self.curve)} networks tried on validation data{', before that' if self.since else ''}; "
-            "those that no other beats:",
-            *text_table(rows, right=[1]),
-        ]
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
     __repr__ = __str__
-
-
-#: Columns of numbers, and how much is shown of a function.
-_NUMBERS = ("full", "reduced", "error", "share", "dropped", "constant")
-_WIDEST = 34
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}"

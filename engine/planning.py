@@ -76,8 +76,8 @@ def plan_stages(
         Stage name → the POD of its values, for sizes that are chosen by energy.
     """
     plans = {
-        stage.name: _plan(chain, stage, size, d, request, pod)
-        for stage, (size, d) in zip(chain.stages, sizes, strict=True)
+        stage.name: _plan(chain, number, size, d, request, pod)
+        for number, (stage, (size, d)) in enumerate(zip(chain.stages, sizes, strict=True))
     }
     for name, plan in plans.items():
         if plan.fate == "reduced" and _is_few_squares(chain, plan, r, plans):
@@ -91,19 +91,19 @@ def plan_stages(
 
 def _plan(
     chain: StageChain,
-    stage: Stage,
+    number: int,
     size: Size,
     modes: Size,
     request: ReductionRequest,
     pod: Callable[[str], PodBasis],
 ) -> StagePlan:
+    stage, how = chain.stages[number], request.how(size, number)
     if size == "full":
-        return _kept(stage, "as asked")
+        return _kept(stage, how)
     if stage.size == 1 or (size is not None and size >= stage.size):
         return _kept(stage, "no more components than points")
     if isinstance(request.points, int) and (why := unsampled_stages(chain).get(stage.name)):
         return _kept(stage, why)
-    how = request.how(size)
     if size is None:
         basis = pod(stage.name)
         size = request.energy_rank(basis)

@@ -177,7 +177,7 @@ class SnapshotReductor:
     def _state(self, request: ReductionRequest) -> tuple[_StateBasis | None, Part]:
         n, state_dim, balanced = len(self.y), request.state_dim, request.basis == "balanced"
         if state_dim == "full" or state_dim == n:
-            return None, Part("state", "y", n, n, "kept", "as asked" if state_dim == "full" else "r = n")
+            return None, Part("state", "y", n, n, "kept", request.how(state_dim) if state_dim == "full" else "r = n")
         found: BalancedBasis | PodBasis = (
             self._balance(state_dim) if balanced else self._sampler.pod("state", state_dim, request.energy_rtol)
         )

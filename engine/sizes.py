@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -26,6 +26,11 @@ class ReductionRequest:
 
     Sizes are kept as plain ints and lists.
 
+    Parameters
+    ----------
+    asked
+        The request whose missing sizes a search chose, as :meth:`filled` says; None where nobody searched.
+
     Raises
     ------
     SizeError, ValueError
@@ -39,6 +44,7 @@ class ReductionRequest:
     selection: str = "deim"
     fit: str = "interpolation"
     energy_rtol: float | None = None
+    asked: ReductionRequest | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("basis", BASES), ("selection", SELECTIONS), ("fit", FITS)):
@@ -67,9 +73,18 @@ class ReductionRequest:
         points = self.points if isinstance(self.points, list) else [self.points]
         return self.energy_rtol is not None or None not in (self.state_dim, *points)
 
-    def how(self, size: Size) -> str:
-        """Return how a size came about, in words."""
-        return "as asked" if size is not None else f"energy_rtol={self.energy_rtol:g}"
+    def filled(self, state_dim: Size, points: Size | Sequence[Size]) -> ReductionRequest:
+        """Return the request with sizes of a search, which keeps those that were asked for."""
+        return replace(self, state_dim=state_dim, points=points, asked=self)
+
+    def how(self, size: Size, stage: int | None = None) -> str:
+        """Return how a size of the state, or of the stage of this number, came about, in words."""
+        if size is None:
+            return f"energy_rtol={self.energy_rtol:g}"
+        asked = self if self.asked is None else self.asked
+        points = asked.points
+        given = asked.state_dim if stage is None else points[stage] if isinstance(points, list) else points
+        return "as asked" if given is not None else "chosen by the search"
 
     def energy_rank(self, spectrum: Spectrum) -> int:
         """Return the size of a part for which none was given."""

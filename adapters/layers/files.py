@@ -9,6 +9,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -258,7 +259,7 @@ def build_layer(entry: dict[str, Any], name: str, tensors: dict[str, Tensor]) ->
             module,
             entry["state_dim"],
             entry["input_use"],
-            None if explanation is None else _explanation(explanation),
+            None if explanation is None else _explanation(explanation, entry["state_shape"]),
         )
         layer.usual_distance = entry.get("usual_distance")
         layer.load_state_dict(state)
@@ -277,12 +278,20 @@ def _expression(data: Any, dtype: torch.dtype) -> Expression:
     return expression
 
 
-def _explanation(data: Any) -> Explanation:
-    """Return an explanation that was tried to be printed."""
+def _explanation(data: Any, state_shape: Sequence[int]) -> Explanation:
+    """Return an explanation of a layer for states of this shape, which was tried to be printed."""
     explanation = Explanation.from_json(data)
     finite = replace(explanation, curve=tuple(one for one in explanation.curve if math.isfinite(one.cost + one.loss)))
     if words := mismatch(finite, Explanation, "the explanation"):
         raise ValueError(words)
+    if explanation.state_shape not in ((), tuple(state_shape)):
+        raise ValueError(
+            f"expected an explanation of states of shape {tuple(state_shape)}, got {explanation.state_shape}"
+        )
+    sizes = {part.name: part.full for part in explanation.parts}
+    for name, points in explanation.points.items():
+        if not all(0 <= point < sizes[name] for point in points):
+            raise ValueError(f"expected points of '{name}' among its {sizes[name]} components, got others")
     str(explanation)
     return explanation
 

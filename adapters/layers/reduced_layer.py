@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -259,7 +260,7 @@ class ReducedODELayer(SolvingLayer):
 
     @property
     def singular_values(self) -> Any:
-        """POD singular values by name: of the "state", and of each stage."""
+        """Singular values by name: of the "state", and of stages; after loading the largest 512 of each."""
         return self._recorded("singular_values")
 
     @property
@@ -268,16 +269,23 @@ class ReducedODELayer(SolvingLayer):
         return self._recorded("points")
 
     def record(self, **entries: Any) -> None:
-        """Keep what the reduction computed beside the operators; it is not saved, pickled or part of the state."""
+        """Keep what the reduction computed beside the operators; it is not saved, pickled or part of the state.
+
+        Singular values and points are in the explanation too, and come from there after loading.
+        """
         self._record = entries
 
     def _recorded(self, name: str) -> Any:
-        if self._record is None:
-            raise NoRecordError(
-                f"this layer was loaded from a file: it holds the reduced operators only, and no '{name}'; reduce the "
-                "network again to get it"
-            )
-        return self._record[name]
+        if self._record is not None:
+            return self._record[name]
+        told = self.explanation
+        if name in ("singular_values", "points") and told is not None and told.state_shape:
+            kind = np.int64 if name == "points" else np.float64
+            return {part: np.array(values, kind) for part, values in getattr(told, name).items()}
+        raise NoRecordError(
+            f"this layer was loaded from a file: it holds the reduced operators only, and no '{name}'; reduce the "
+            "network again to get it"
+        )
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(type(self), name, None)  # a property that raised: nn.Module would hide its own message

@@ -6,27 +6,19 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, NamedTuple, cast
+from functools import cache, partial
+from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
-from torchmor.adapters.layers.evaluation import evaluation
-from torchmor.adapters.layers.ode_layer import ODELayer
-from torchmor.adapters.layers.placing import copied, find_layer, find_module, uncompiled, with_layers
+from torchmor.adapters.layers.placing import copied, find_module, uncompiled
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import SolvedBlock
-from torchmor.adapters.models.to_pymor import full_order_model
-from torchmor.adapters.models.to_torch import reduced_layer
 from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Calibration
-from torchmor.adapters.networks.cost import run_cost
-from torchmor.adapters.networks.first_states import FirstStates, first_states
+from torchmor.adapters.networks.progress import phases
 from torchmor.adapters.networks.stand_in import with_ode_layer
+from torchmor.adapters.networks.timing import now
 from torchmor.adapters.reduction.adaptive_solves import (
     TooManyEvaluationsError,
     bounded_evaluations,
@@ -35,14 +27,20 @@ from torchmor.adapters.reduction.adaptive_solves import (
 )
 from torchmor.adapters.reduction.advice import (
     LEAST_GAIN,
+    pays,
     tell_of_evaluations,
     tell_of_few_samples,
     tell_of_little_gain,
 )
-from torchmor.adapters.reduction.gradients import Objective, classes_objective, output_gradients, values_objective
+from torchmor.adapters.reduction.clock import clocked
+from torchmor.adapters.reduction.confidence import CONFIDENCE
+from torchmor.adapters.reduction.gradients import Objective
+from torchmor.adapters.reduction.lessons import Augment, Lessons
+from torchmor.adapters.reduction.material import Material, Small
 from torchmor.adapters.reduction.metrics import Metric, check_metric
-from torchmor.adapters.reduction.size_search import Candidate, choices, choose, solvers
-from torchmor.adapters.reduction.snapshots import Snapshots, collect_snapshots
+from torchmor.adapters.reduction.nothing_found import not_confirmed, nothing_found
+from torchmor.adapters.reduction.search import LAST_PASSES, Candidate, Search, Tune
+from torchmor.adapters.reduction.tuning import tune as tuned_in_place
 from torchmor.adapters.reduction.validation import (
     HELD_OUT_SAMPLES,
     LabelledBatches,
@@ -50,22 +48,27 @@ from torchmor.adapters.reduction.validation import (
     Validation,
     unstable,
 )
-from torchmor.adapters.solving.solve_settings import SolvingLayer
-from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, fixed_steps, set_solver, solved_by, solver_name
+from torchmor.adapters.reduction.wish import Wish
+from torchmor.adapters.solving.steps import FixedSteps, Steps, fixed_steps, solved_by
 from torchmor.engine.errors import (
     CalibrationError,
     NonFiniteError,
     NotReducedWarning,
-    SizeError,
     SolverError,
     UnknownLayerError,
 )
-from torchmor.engine.explanation import Explanation, Trial
-from torchmor.engine.reduction import Reduction, SnapshotReductor
+from torchmor.engine.explanation import MOST_SINGULAR_VALUES, Explanation, Trial
+from torchmor.engine.findings import Clock, Tuning
 from torchmor.engine.sizes import ReductionRequest, Size
 
 #: Calibration data of fewer samples is refused.
 LEAST_SAMPLES = 4
+
+#: Data to choose by, and to confirm on, has at most so many samples.
+MOST_SAMPLES = 4096
+
+#: So many networks are tuned to the end and timed, before there is said to be none; so many are confirmed.
+MOST_TIMED, MOST_CONFIRMED = 3, 4
 
 
 class NetworkReductor:
@@ -127,7 +130,7 @@ class NetworkReductor:
             other = Calibration(validation, batch_size, batch_to_inputs, seed, batched=calibration.batched)
             self._given = UnlabelledBatches(other)
         self._material: dict[bool, Material] = {}
-        self._began = clock.now()
+        self._began = now()
 
     def reduce(
         self,
@@ -192,7 +195,7 @@ class NetworkReductor:
         for one in good[:MOST_TIMED]:
             one = search.polished(one) if confidence is None else one
             times = self._clock(material, search.small(one), search.rival)
-            if not slower(times):
+            if pays(times):
                 return self._found(search, one, times, confidence)
             passed_over.append(times)
         nearest = search.nearest()
@@ -277,6 +280,12 @@ class NetworkReductor:
             chosen=chosen,
             steps=equal_steps(small.network, reduced, [batch for batch, _, _ in material.held_out.full]),
             fingerprint=reduced.fingerprint(),
+            singular_values={
+                name: tuple(values[:MOST_SINGULAR_VALUES].tolist())
+                for name, values in reduction.singular_values.items()
+            },
+            points={name: tuple(values.tolist()) for name, values in reduction.points.items()},
+            state_shape=reduced.state_shape,
             confirmed=material.confirm.confirmed(self.metric, small.network, confidence or CONFIDENCE),
             tuning=tuning,
             clock=times,
@@ -364,8 +373,8 @@ class NetworkReductor:
     def _clock(self, material: Material, small: Small, rival: FixedSteps | None) -> Clock:
         """Return times beside the full network's, measured in at most a tenth of the time that has passed."""
         batch = next(iter(material.fit))
-        budget = (clock.now() - self._began) / 10
-        return clock.clocked(material.copy, small.network, self.name, batch, rival, budget, self.seed)
+        budget = (now() - self._began) / 10
+        return clocked(material.copy, small.network, self.name, batch, rival, budget, self.seed)
 
     def _tuner(self, material: Material, augment: Augment | None) -> Tune:
         """Return what tunes networks, to outputs that are computed once, when they are first needed."""
@@ -373,17 +382,12 @@ class NetworkReductor:
         @cache
         def lessons() -> Lessons:
             exam = [batch for batch, _, _ in material.choose.full]
-            return Lessons(
-                material.copy,
-                material.fit,
-                exam,
-                layer=self.name,
-                augment=augment,
-                seed=self.seed,
-                progress=self.progress,
-            )
+            return Lessons(material.copy, material.fit, exam, layers=(self.name,), augment=augment, seed=self.seed)
 
-        return lambda network, passes: tune(network, lessons(), epochs=passes, seed=self.seed)
+        def tune(network: nn.Module, passes: int, like: Tuning | None = None) -> Tuning:
+            return tuned_in_place(network, lessons(), epochs=passes, seed=self.seed, like=like)
+
+        return tune
 
     def _can_be_tuned(self) -> bool:
         """Whether the output is one Tensor."""

@@ -176,7 +176,7 @@ class Search:
         for state_dim, points, least_cost in choices(request.state_dim, request.points, self.material.reductor.chain):
             if least_cost > most and found >= AT_LEAST:
                 break
-            asked = replace(request, state_dim=state_dim, points=points)
+            asked = request.filled(state_dim, points)
             try:
                 small = self.material.reduced(asked)
             except SizeError:  # more than the calibration data spans

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from torchmor.adapters import ODELayer, ReducedODELayer, load, reduce_network, s
 from torchmor.adapters.layers import files
 from torchmor.adapters.layers.files import FORMAT, VERSION, read
 from torchmor.engine.errors import FileFormatError, NoRecordError, UnknownLayerError
+from torchmor.engine.explanation import Trial
+from torchmor.engine.findings import Clock, ConfirmedLoss, TimedCall, Tuning
 
 TESTS = Path(__file__).resolve().parents[2]
 SIZES = {"state_dim": 4, "points": 5}
@@ -106,6 +109,33 @@ def test_layer_alone(path):
     assert torch.equal(load(str(path))(y0), layer(y0))
     with pytest.raises(UnknownLayerError, match=r"file of a whole network, got a layer alone .* place it yourself"):
         load(path, network=NETWORKS["dense"].network())
+
+
+@networks
+def test_what_was_found_out_survives(name, path):
+    """The curve, singular values, points and the shape of the state: all that a picture needs."""
+    layer = reduced(name).get_submodule(NETWORKS[name].layer)
+    told = layer.explanation
+    assert told.state_shape == layer.state_shape and told.singular_values.keys() == layer.singular_values.keys()
+    curve = (Trial("full", "dopri5", 9.0, 0.0), Trial("state 4, points 5", "1 Euler step", 1.0, 0.1))
+    clock = Clock(
+        (TimedCall("reduced", "1 Euler step", "layer", 1, 1.0), TimedCall("full", "rk4", "layer", 1, 2.0)), 1, "cpu"
+    )
+    layer.explanation = replace(
+        told,
+        curve=curve,
+        chosen=curve[1],
+        confirmed=ConfirmedLoss(0.1, 0.2, 0.95, 30),
+        tuning=Tuning(0.2, 0.1, 0.1, 10, 100, 1.0, "1 RK4 step", "mix", 1e-3),
+        clock=clock,
+    )
+    save(layer, path)
+    again = load(path)
+    assert again.explain() == layer.explain() and str(again.explain()) == str(layer.explain())
+    for part, points in layer.points.items():
+        assert np.array_equal(again.points[part], points)
+    for part, values in layer.singular_values.items():
+        assert np.array_equal(again.singular_values[part], values[:512])
 
 
 def test_trained_layer_is_saved_as_it_is(path):
@@ -247,6 +277,7 @@ def test_permissions_respect_the_umask(path):
 
 ALONE = """
 import sys
+from dataclasses import replace
 import torch, safetensors.torch
 from torchmor.adapters import load
 
@@ -260,6 +291,7 @@ print("fine")
 """
 WITH_NETWORK = """
 import sys
+from dataclasses import replace
 import torch, safetensors.torch
 from networks import NETWORKS
 from torchmor.adapters import load
@@ -438,6 +470,20 @@ FORGED = {
         "expected a primitive, got 'os.system'",
     ),
     "other explanation": (changed("layers", "ode", explanation={"a": 1}), "damaged"),
+    "points that are not there": (
+        changed("layers", "ode", "explanation", points={"g1": [10]}),
+        "expected points of 'g1' among its 10 components, got others",
+    ),
+    "points of another stage": (changed("layers", "ode", "explanation", points={"g7": [0]}), "damaged"),
+    "points of another type": (changed("layers", "ode", "explanation", points={"g1": [0.5]}), "damaged"),
+    "singular values of another type": (
+        changed("layers", "ode", "explanation", singular_values={"state": ["1"]}),
+        "damaged",
+    ),
+    "explanation of other states": (
+        changed("layers", "ode", "explanation", state_shape=[5, 2]),
+        r"expected an explanation of states of shape \(10,\), got \(5, 2\)",
+    ),
     "list": (lambda config, tensors: [1], "damaged"),
     "missing tensor": (lambda config, tensors: tensors.__delitem__("ode.encode.weight"), "Missing key"),
     "another tensor": (lambda config, tensors: tensors.update({"ode.x": torch.ones(1)}), "Unexpected key"),

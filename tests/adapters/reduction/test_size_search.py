@@ -93,6 +93,19 @@ def test_given_sizes_are_kept(reductor):
     assert [part.reduced for part in layer.explain().parts[1:]] == [32]
 
 
+def test_only_what_was_asked_for_is_called_so(reductor):
+    """Sizes that the user gave are "as asked"; those beside them were chosen by the search."""
+    for asked, words in (
+        ({}, ["balanced, chosen by the search", "omp, chosen by the search"]),
+        ({"state_dim": 8}, ["balanced, as asked", "omp, chosen by the search"]),
+        ({"points": 32}, ["balanced, chosen by the search", "omp, as asked"]),
+        ({"points": [32]}, ["balanced, chosen by the search", "omp, as asked"]),
+        ({"points": [None]}, ["balanced, chosen by the search", "omp, chosen by the search"]),
+        ({"state_dim": 8, "points": 32}, ["balanced, as asked", "omp, as asked"]),
+    ):
+        assert [part.how for part in reductor.reduce(max_loss=0.5, **asked)[1].explain().parts] == words
+
+
 def test_explanation_shows_the_curve_and_the_choice(reductor):
     explanation = reductor.reduce(max_loss=0.1)[1].explain()
     text = str(explanation)
