@@ -30,7 +30,10 @@ FURTHER, FURTHER_BYTES = 4, 2**29
 
 #: Coarse steps of the full layer teach if their squared error, relative to the variance of the outputs, is at most this
 #: share of the student's, and at most so large.
-TEACHING_SHARE, TEACHING_ERROR = 0.01, 1e-4
+TEACHING_SHARE, TEACHING_ERROR = 0.01, 1e-3
+
+#: Steps that are tried for it, the cheapest first.
+TEACHERS = tuple(sorted((*COARSE, Steps("rk4", 2)), key=lambda steps: steps.evaluations))
 
 
 class Lesson(NamedTuple):
@@ -172,7 +175,7 @@ class Lessons:
             return []
         own = min(_evaluations(cast(ODELayer, self.network.get_submodule(name))) for name in self.layers)
         found = []
-        for steps in sorted(COARSE, key=lambda steps: steps.evaluations):
+        for steps in TEACHERS:
             if steps.evaluations < own:
                 found.append((steps, self._coarse_error(steps)))
                 if found[-1][1] <= TEACHING_SHARE * TEACHING_ERROR:
