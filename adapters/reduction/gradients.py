@@ -14,7 +14,7 @@ from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.placing import copied, find_layer, with_layers
 from torchmor.adapters.networks.calibration import Calibration
 from torchmor.adapters.networks.evaluation import call_network
-from torchmor.adapters.networks.progress import shown
+from torchmor.adapters.networks.progress import phases, track
 from torchmor.adapters.reduction.snapshots import SnapshotReservoir
 from torchmor.adapters.solving.solve_settings import FIXED_GRID_METHODS
 from torchmor.adapters.solving.torch_private import tree_leaves
@@ -103,8 +103,8 @@ def output_gradients(
     layer = _SegmentedLayer(find_layer(network, name))
     network = with_layers(network, {name: layer})
     reservoir = SnapshotReservoir(max_gradients)
-    with evaluation(network), torch.enable_grad():
-        for batch in shown(calibration, progress, "gradients"):
+    with evaluation(network), torch.enable_grad(), phases(progress):
+        for batch in track(calibration, "gradients", calibration.total_batches()):
             layer.states.clear()
             reservoir.start(batch)
             output = call_network(network, batch)

@@ -15,7 +15,7 @@ from torchmor.adapters.layers.placing import copied, find_layer, find_module, un
 from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Batch, Calibration
 from torchmor.adapters.networks.evaluation import call_network
-from torchmor.adapters.networks.progress import shown
+from torchmor.adapters.networks.progress import phases, track
 from torchmor.adapters.networks.stand_in import with_ode_layer
 from torchmor.engine.errors import CalibrationError, NonFiniteError, ShapeError
 from torchmor.engine.thinning import thinning_key
@@ -135,8 +135,8 @@ def collect_snapshots(
     network, name = with_ode_layer(network, name, calibration, input_attribute)
     layer = find_layer(network, name)
     reservoir = SnapshotReservoir(max_snapshots)
-    with evaluation(network), layer.observe(reservoir.observe):
-        for batch in shown(calibration, progress, "snapshots"):
+    with evaluation(network), layer.observe(reservoir.observe), phases(progress):
+        for batch in track(calibration, "snapshots", calibration.total_batches()):
             reservoir.start(batch)
             call_network(network, batch)
     if not reservoir.heap:
