@@ -66,10 +66,14 @@ class Batch:
         """Number of samples."""
         return len(self.samples)
 
+    @property
+    def flags(self) -> Flags:
+        """Which arguments hold a batch, as said or as their lengths tell."""
+        return tuple(self.batched or (length(argument) == self.size for argument in self.arguments))
+
     def select(self, rows: np.ndarray) -> "Batch":
         """Return the batch of the samples where the mask `rows` (size,) is true."""
-        batched = self.batched or tuple(length(argument) == self.size for argument in self.arguments)
-        kept = samples_of(self.arguments, batched, torch.from_numpy(np.flatnonzero(rows)))
+        kept = samples_of(self.arguments, self.flags, torch.from_numpy(np.flatnonzero(rows)))
         return replace(self, arguments=kept, samples=self.samples[rows])
 
 

@@ -1,4 +1,4 @@
-"""What comes before the reduced layers of a frozen network is computed once for each batch, not in every pass."""
+"""What comes before the ODE layers of a frozen network is computed once for each batch, not in every pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.solving.torch_private import version
@@ -20,65 +19,92 @@ from torchmor.engine.errors import SolverError
 REMEMBERED_BYTES = 2**29
 
 
-@contextmanager
-def remembered(network: nn.Module, batches: Sequence[Batch]) -> Iterator[Callable[[Batch], Any]]:
-    """Yield what calls a network with one of the batches, as :func:`call_network` does, and remembers what is frozen.
+class Memory:
+    """Outputs of modules for batches, which copies of a network share."""
 
-    Law: the outputs, and their gradients with respect to the parameters of reduced layers, are those of `call_network`.
+    def __init__(self) -> None:
+        self._outputs: dict[tuple[str, int], Tensor] = {}
+        self._batches: dict[int, Batch] = {}  # they live as long, so that no other one has their place
+        self._modules: dict[str, nn.Module] = {}
+        self._bytes = 0
+
+    def knows(self, name: str, module: nn.Module) -> bool:
+        """Whether what is remembered of a name is true of this module: the first with it, or one of the same state."""
+        first = self._modules.setdefault(name, module)
+        one, other = ([*each.parameters(), *each.buffers()] for each in (first, module))
+        return len(one) == len(other) and all(map(_equal, one, other))
+
+    def output(self, name: str, batch: Batch, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the output of a module for a batch, computed if it is not remembered."""
+        key = (name, id(batch))
+        if key in self._outputs:
+            return self._outputs[key]
+        with torch.no_grad():
+            output = compute()
+        if self._bytes + output.nbytes <= REMEMBERED_BYTES:
+            self._outputs[key], self._batches[id(batch)] = output, batch
+            self._bytes += output.nbytes
+        return output
+
+
+@contextmanager
+def remembered(
+    network: nn.Module, layers: Sequence[nn.Module], example: Batch, memory: Memory | None = None
+) -> Iterator[Callable[[Batch], Any]]:
+    """Yield what calls a network with a batch, as :func:`call_network` does, and remembers what is frozen.
+
+    Law: the outputs, and their gradients with respect to the parameters of the layers, are those of `call_network`.
 
     Parameters
     ----------
     network
-        A network in eval mode, of which all but the reduced layers stays as it is.
-    batches
-        All that it is going to be called with.
+        A network in eval mode, of which all but the layers stays as it is.
+    layers
+        Its ODE layers.
+    example
+        A batch to look at the network with.
+    memory
+        What was remembered of copies that differ in their layers.
     """
-    found = _before_reduced_layers(network, batches[0])
-    bytes_per_sample = sum(output.nbytes for output in found.values()) / batches[0].size
-    if bytes_per_sample * sum(batch.size for batch in batches) > REMEMBERED_BYTES:
-        found = {}
-    outputs: dict[tuple[nn.Module, int], Tensor] = {}
-    current: int | None = None  # the batch; None outside of `call`, where nothing is remembered
+    memory = Memory() if memory is None else memory
+    current: Batch | None = None  # None outside of `call`, where nothing is remembered
 
-    def remembering(module: nn.Module) -> Callable[..., Tensor]:
+    def remembering(name: str, module: nn.Module) -> Callable[..., Tensor]:
         compute = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             if current is None:
                 return compute(*args, **kwargs)
-            key = (module, current)
-            if key not in outputs:
-                with torch.no_grad():
-                    outputs[key] = compute(*args, **kwargs)
-            return outputs[key]
+            return memory.output(name, current, lambda: compute(*args, **kwargs))
 
         return forward
 
     def call(batch: Batch) -> Any:
         nonlocal current
-        current = id(batch)
+        current = batch
         try:
             return call_network(network, batch)
         finally:
             current = None
 
+    names = {module: name for name, module in network.named_modules()}
     with ExitStack() as stack:
-        for module in found:
-            module.forward = remembering(module)  # in the place of that of its class
-            stack.callback(delattr, module, "forward")
+        for module in _before_layers(network, layers, example):
+            if memory.knows(names[module], module):
+                module.forward = remembering(names[module], module)  # in the place of that of its class
+                stack.callback(delattr, module, "forward")
         yield call
 
 
-def _before_reduced_layers(network: nn.Module, batch: Batch) -> dict[nn.Module, Tensor]:
-    """Return the outermost modules with parameters that are done, once, before a reduced layer begins, and outputs."""
-    reduced: set[nn.Module] = {module for module in network.modules() if isinstance(module, ReducedODELayer)}
+def _before_layers(network: nn.Module, layers: Sequence[nn.Module], batch: Batch) -> list[nn.Module]:
+    """Return the outermost modules with parameters that are done, once, before one of the layers begins."""
     calls: Counter[nn.Module] = Counter()
     done: dict[nn.Module, tuple[Tensor, int]] = {}
     begun = False
 
     def before(module: nn.Module, arguments: Any) -> None:
         nonlocal begun
-        begun = begun or module in reduced
+        begun = begun or module in layers
         calls[module] += 1
 
     def after(module: nn.Module, arguments: Any, output: Any) -> None:
@@ -91,13 +117,18 @@ def _before_reduced_layers(network: nn.Module, batch: Batch) -> dict[nn.Module, 
             stack.callback(module.register_forward_hook(after).remove)
         with suppress(SolverError):  # what comes before the layer is done by then
             call_network(network, batch)
-    found, inside = {}, set(reduced)
+    found: list[nn.Module] = []
+    inside = set(layers)
     for module in network.modules():  # outer ones first
         if module in inside:
             continue
         if module in done and calls[module] == 1 and any(True for _ in module.parameters()):
             output, before_that = done[module]
             if version(output) == before_that and "forward" not in vars(module):  # nothing changes it later
-                found[module] = output
+                found.append(module)
                 inside |= set(module.modules())
     return found
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b)

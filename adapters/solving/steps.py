@@ -99,11 +99,17 @@ def set_solver(layer: SolvingLayer, solver: FixedSteps) -> None:
 
 def solver_name(layer: SolvingLayer) -> str:
     """Return an ODE layer's own solver in a few words; ``str(layer.settings)`` says all."""
+    steps = own_steps(layer)
+    return layer.method if steps is None else str(steps)
+
+
+def own_steps(layer: SolvingLayer) -> Steps | None:
+    """Return the fixed steps of an ODE layer's own solver, as if they were equal; None if it has others."""
     if layer.method not in TABLEAUX:
-        return layer.method
+        return None
     size = layer.options.get("step_size")
     count = len(layer.t) - 1 if size is None else abs(layer.t[-1] - layer.t[0]) / size
-    return str(Steps(layer.method, math.ceil(count - 1e-6)))
+    return Steps(layer.method, math.ceil(count - 1e-6))
 
 
 def solved_by(network: nn.Module, name: str, solver: FixedSteps | None) -> nn.Module:

@@ -61,7 +61,7 @@ def test_outputs_and_gradients_stay_the_same(name):
         return found
 
     expected = results(lambda batch: call_network(small, batch))
-    with remembered(small, data) as outputs:
+    with remembered(small, layers, data[0]) as outputs:
         for found in (results(outputs), results(outputs)):
             for one, other in zip(found, expected, strict=True):
                 assert one is other is None or torch.equal(one, other)
@@ -70,7 +70,7 @@ def test_outputs_and_gradients_stay_the_same(name):
 
 def test_once_for_each_batch():
     small, data = counting(), batches()
-    with remembered(small, data) as outputs, torch.no_grad():
+    with remembered(small, [small.ode], data[0]) as outputs, torch.no_grad():
         looked = small.stem.calls, small.head.calls
         for _ in range(4):
             for batch in data:
@@ -82,7 +82,7 @@ def test_once_for_each_batch():
 def test_not_where_it_takes_too_much_memory(monkeypatch):
     monkeypatch.setattr(module, "REMEMBERED_BYTES", 60 * 10 * 4 - 1)
     small, data = counting(), batches()
-    with remembered(small, data) as outputs, torch.no_grad():
+    with remembered(small, [small.ode], data[0]) as outputs, torch.no_grad():
         looked = small.stem.calls
         for _ in range(4):
             outputs(data[0])
@@ -101,7 +101,7 @@ def test_what_is_no_constant_of_the_batch_is_computed_every_time(forward):
     small, data = counting(forward), batches()
     with torch.no_grad():
         expected = [call_network(small, batch) for batch in data]
-        with remembered(small, data) as outputs:
+        with remembered(small, [small.ode], data[0]) as outputs:
             for _ in range(3):
                 for batch, value in zip(data, expected, strict=True):
                     torch.testing.assert_close(outputs(batch), value, rtol=0, atol=0)
@@ -112,7 +112,7 @@ def test_other_calls_are_computed_as_usual():
     small, data = counting(), batches()
     with torch.no_grad():
         expected = small(X.flip(0))
-        with remembered(small, data) as outputs:
+        with remembered(small, [small.ode], data[0]) as outputs:
             outputs(data[0])
             torch.testing.assert_close(small(X.flip(0)), expected, rtol=0, atol=0)
 
@@ -125,7 +125,7 @@ def test_a_solve_that_fails_is_an_error_of_its_call(monkeypatch):
 
     small, data = counting(), batches()
     monkeypatch.setattr(small.ode, "forward", fails)
-    with remembered(small, data) as outputs:
+    with remembered(small, [small.ode], data[0]) as outputs:
         for _ in range(2):
             with pytest.raises(SolverError, match="gave up"):
                 outputs(data[0])
@@ -134,6 +134,6 @@ def test_a_solve_that_fails_is_an_error_of_its_call(monkeypatch):
 
 def test_the_network_is_restored_after_an_error():
     small, data = counting(), batches()
-    with pytest.raises(KeyError), remembered(small, data):
+    with pytest.raises(KeyError), remembered(small, [small.ode], data[0]):
         raise KeyError
     assert "forward" not in vars(small.stem)
