@@ -27,6 +27,7 @@ from torchmor.adapters.networks.calibration import Calibration
 from torchmor.adapters.networks.cost import run_cost
 from torchmor.adapters.networks.first_states import FirstStates, first_states
 from torchmor.adapters.networks.stand_in import with_ode_layer
+from torchmor.adapters.networks.timing import now
 from torchmor.adapters.reduction.adaptive_solves import (
     TooManyEvaluationsError,
     bounded_evaluations,
@@ -39,6 +40,7 @@ from torchmor.adapters.reduction.advice import (
     tell_of_few_samples,
     tell_of_little_gain,
 )
+from torchmor.adapters.reduction.clock import clocked
 from torchmor.adapters.reduction.gradients import Objective, classes_objective, output_gradients, values_objective
 from torchmor.adapters.reduction.metrics import Metric, check_metric
 from torchmor.adapters.reduction.size_search import Candidate, choices, choose, solvers
@@ -63,6 +65,9 @@ from torchmor.engine.errors import (
 from torchmor.engine.explanation import Explanation, Trial
 from torchmor.engine.reduction import Reduction, SnapshotReductor
 from torchmor.engine.sizes import ReductionRequest, Size
+
+#: The share of the offline time in which the result is timed, and how many seconds at most.
+CLOCK_SHARE, CLOCK_MOST_S = 0.1, 5.0
 
 #: Calibration data of fewer samples is refused.
 LEAST_SAMPLES = 4
@@ -157,7 +162,7 @@ class NetworkReductor:
 
         All other parameters are those of :func:`~torchmor.adapters.reduce_network`.
         """
-        steps = fixed_steps(solver)
+        steps, self._began = fixed_steps(solver), now()
         request = ReductionRequest(state_dim, points, modes, basis, selection, fit, energy_rtol)
         if not request.is_complete:
             return self._searched(request, max_loss, speedup, steps)
@@ -193,7 +198,13 @@ class NetworkReductor:
         if chosen.steps is not None:
             set_solver(small.layer, chosen.steps)
         curve = tuple(candidate.trial for candidate in (*full, *trials))
-        return self._finished(small, request, curve, chosen.trial)
+        adequate = [
+            (one.trial.cost, steps)
+            for steps, one in self._full_trials.items()
+            if steps is not None and one.trial.loss <= (chosen.trial.loss if max_loss is None else max_loss)
+        ]
+        coarse = min(adequate, key=lambda pair: pair[0], default=(math.inf, None))[1]
+        return self._finished(small, request, curve, chosen.trial, coarse)
 
     def _full_trial(self, steps: Steps | None) -> Candidate:
         if steps not in self._full_trials:
@@ -218,9 +229,14 @@ class NetworkReductor:
         return _Small(with_layers(self.network, {self.name: layer}), layer, reduction)
 
     def _finished(
-        self, small: _Small, request: ReductionRequest, curve: tuple[Trial, ...] = (), chosen: Trial | None = None
+        self,
+        small: _Small,
+        request: ReductionRequest,
+        curve: tuple[Trial, ...] = (),
+        chosen: Trial | None = None,
+        coarse: Steps | None = None,
     ) -> nn.Module:
-        """Give a reduced network its explanation and record."""
+        """Give a reduced network its explanation and record; `coarse` are steps of the full layer that would do."""
         layer, example, snapshots = self._offline.layer, self._offline.example, self._offline.snapshots
         reduced, reduction = small.layer, small.reduction
         operations = (_operations(layer.function, example), _operations(reduced.ode, example, reduced))
@@ -233,6 +249,11 @@ class NetworkReductor:
                 NotReducedWarning,
                 stacklevel=4,
             )
+        if chosen is None:
+            coarse = self._steps_within(errors.get("network output", 0.0))
+        batch = next(iter(replace(self._calibration, mask=None)))
+        budget_s = min(CLOCK_SHARE * (now() - self._began), CLOCK_MOST_S)
+        clock = clocked(self._copy, small.network, self.name, batch, coarse, budget_s, self.seed)
         reduced.explanation = Explanation(
             parts=reduction.parts,
             method=request.method,
@@ -247,9 +268,10 @@ class NetworkReductor:
             chosen=chosen,
             steps=equal_steps(small.network, reduced, [batch for batch, _, _ in self._held_out.full]),
             fingerprint=reduced.fingerprint(),
+            clock=clock,
         )
         if not useless:
-            tell_of_little_gain(operations, (self._full_cost, example.cost(reduced)))
+            tell_of_little_gain(operations, clock)
         tell_of_few_samples(reduction.parts, snapshots.sample)
         tell_of_evaluations(evaluations, self._evaluations, reduced)
         reduced.usual_distance = distance
@@ -302,9 +324,20 @@ class NetworkReductor:
         """Most evaluations of the full layer in a forward pass."""
         return max(self._offline.snapshots.nfe)
 
+    def _steps_within(self, error: float) -> Steps | None:
+        """Return the cheapest coarse steps of the full layer whose error of the network's output is not larger."""
+        return next((steps for steps, one in self._coarse_errors if one <= error), None)
+
     @cached_property
-    def _full_cost(self) -> float:
-        return self._offline.example.cost(self._offline.layer)
+    def _coarse_errors(self) -> list[tuple[Steps, float]]:
+        """Coarse steps of the full layer that are cheaper than its own solver, and their errors, the cheapest first."""
+        found = []
+        for steps in sorted(COARSE, key=lambda steps: steps.evaluations):
+            if steps.evaluations < self._evaluations:
+                with suppress(NonFiniteError):
+                    errors = self._held_out.errors(solved_by(self._copy, self.name, steps))
+                    found.append((steps, errors.get("network output", math.inf)))
+        return found
 
     @cached_property
     def _copy(self) -> nn.Module:
