@@ -107,10 +107,10 @@ class Clock:
     device: str
 
     def gains(self, part: Literal["layer", "network"], batch: int) -> dict[str, float]:
-        """Return, for each solver of the full network, how many times as fast the reduced one is."""
-        found = {(c.network, c.solver): c.seconds for c in self.calls if (c.part, c.batch) == (part, batch)}
-        reduced = next(seconds for (network, _), seconds in found.items() if network == "reduced")
-        return {solver: seconds / reduced for (network, solver), seconds in found.items() if network == "full"}
+        """Return, for each solver of the full network, how many times as fast the reduced one is, where both ran."""
+        found = [call for call in self.calls if (call.part, call.batch) == (part, batch)]
+        reduced = [call.seconds for call in found if call.network == "reduced"]
+        return {call.solver: call.seconds / reduced[0] for call in found if call.network == "full" and reduced}
 
     @property
     def batches(self) -> list[int]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from torchmor.adapters import fold, reduce_network
 from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.networks.timing import compare_times
 from torchmor.adapters.solving.steps import COARSE, solved_by
 from torchmor.adapters.solving.torch_private import forget_compiled
 from torchmor.experiments.data.random_images import random_images
@@ -28,7 +29,6 @@ from torchmor.experiments.measure.floor import Machine, measure_machine, needs
 from torchmor.experiments.measure.progress import progress
 from torchmor.experiments.measure.runtimes import TorchodeLayer, compiled, eager, in_onnx_runtime
 from torchmor.experiments.measure.surroundings import surroundings, threads, threads_in_words
-from torchmor.experiments.measure.timing import compare_times
 from torchmor.experiments.report.table import NOTHING, empty_table, milliseconds, ratio
 from torchmor.experiments.report.verdict import PARTS
 from torchmor.experiments.studies.convolutional import EXPERIMENT
@@ -149,7 +149,7 @@ def times(
     -------
     list of dict
         For each row and batch: "network", "part", "name", "runtime", "device", "batch", "floor_s" (None where there is
-        none), and the entries of :class:`~torchmor.experiments.measure.timing.Timing`.
+        none), and the entries of :class:`~torchmor.adapters.networks.timing.Timing`.
     """
     found = []
     forget_compiled()  # code is compiled for a number of threads

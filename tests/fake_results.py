@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from torchmor.adapters import NetworkReductor, ODELayer
+from torchmor.adapters.networks.timing import Timing
 from torchmor.experiments.architectures.recurrent_ode import RecurrentFunction
 from torchmor.experiments.measure.accuracy import packed
 from torchmor.experiments.measure.comparison import Row
-from torchmor.experiments.measure.timing import Timing
 from torchmor.experiments.report.results import NetworkResult, Showcase
 
 SELECTIONS = {"pod-deim": "deim", "pod-qdeim": "qdeim", "pod-ei-greedy": "ei_greedy"}

@@ -22,8 +22,9 @@ from torchmor.adapters.networks.calibration import Batch, length
 from torchmor.adapters.networks.equivalence import Run
 from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.networks.first_states import check_traceable
-from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, now, watched
+from torchmor.adapters.networks.solve_calls import ModuleCall, SolveCall, watched
 from torchmor.adapters.networks.stand_in import replaced, run_variants
+from torchmor.adapters.networks.timing import now
 from torchmor.adapters.networks.variants import variants
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import solver_name

@@ -3,7 +3,6 @@
 import functools
 import inspect
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torchmor.adapters.layers.interception import intercepted
 from torchmor.adapters.layers.own_forward import settings_words
 from torchmor.adapters.layers.places import Place
 from torchmor.adapters.networks import torchdyn_layers
+from torchmor.adapters.networks.timing import now
 from torchmor.adapters.solving.torch_private import tree_map_only
 
 
@@ -282,10 +282,3 @@ class _Counted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call.func, name)
-
-
-def now() -> float:
-    """Return the time in seconds, when a GPU has done its work."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
-from torchmor.adapters.networks.cost import OPERATIONS_PER_BYTE
 from torchmor.adapters.reduction.adaptive_solves import NOTICED
 from torchmor.engine.errors import FewSamplesWarning, LittleGainWarning
 from torchmor.engine.explanation import Part
+from torchmor.engine.findings import Clock
 
-#: A reduced layer that costs more than the full one over this is warned about.
+#: A reduced layer that is not so many times as fast as the full one is warned about.
 LEAST_GAIN = 1.1
 
 #: Frames from here to the call of `reduce_network`.
@@ -44,23 +44,41 @@ def tell_of_few_samples(parts: Sequence[Part], samples: np.ndarray) -> None:
         )
 
 
-def tell_of_little_gain(operations: tuple[int, int], costs: tuple[float, float]) -> None:
-    """Warn if the reduced layer costs hardly less than the full one.
+def pays(clock: Clock) -> bool:
+    """Whether the reduced layer is clearly faster than the full one, with whatever solver, at one of the batches."""
+    gains = [gain for _, gain in _least_gains(clock).values()]
+    return not gains or max(gains) >= LEAST_GAIN
+
+
+def _least_gains(clock: Clock) -> dict[int, tuple[str, float]]:
+    """Return, for each batch, the solver with which the full layer is fastest, and the gain over that."""
+    found = {batch: clock.gains("layer", batch) for batch in clock.batches}
+    return {batch: min(gains.items(), key=lambda gain: gain[1]) for batch, gains in found.items() if gains}
+
+
+def tell_of_little_gain(operations: tuple[int, int], clock: Clock) -> None:
+    """Warn if the reduced layer does not pay.
 
     Parameters
     ----------
-    operations, costs
-        Of an evaluation of the ODE function, and of a forward pass of the layer: full and reduced.
+    operations
+        Of an evaluation of the ODE function: full and reduced.
+    clock
+        Times of the layer.
     """
-    if operations[1] >= operations[0] or costs[1] * LEAST_GAIN > costs[0]:
-        warnings.warn(
-            f"this reduction does not pay: an evaluation of the ODE function takes {operations[1]:,} multiply-adds "
-            f"a sample, {operations[0]:,} before, and a forward pass of the layer costs {costs[1]:,.0f}, "
-            f"{costs[0]:,.0f} before (multiply-adds, and {OPERATIONS_PER_BYTE} for each byte written). State and "
-            "stages are small already: ask for smaller sizes, or take coarser steps of the full layer instead",
-            LittleGainWarning,
-            stacklevel=_CALLER,
-        )
+    if pays(clock):
+        return
+    times = " and ".join(
+        f"{1 / gain:.2g} times as long as the full layer with {solver} at batch {batch}"
+        for batch, (solver, gain) in _least_gains(clock).items()
+    )
+    warnings.warn(
+        f"this reduction does not pay: the reduced layer takes {times}; an evaluation of the ODE function takes "
+        f"{operations[1]:,} multiply-adds a sample, {operations[0]:,} before. Ask for smaller sizes, or for fewer "
+        'steps, as solver=("midpoint", 1), or take coarser steps of the full layer instead',
+        LittleGainWarning,
+        stacklevel=_CALLER,
+    )
 
 
 def tell_of_evaluations(evaluations: int, full: int, reduced: ReducedODELayer) -> None:

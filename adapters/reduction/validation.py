@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class Validation:
         NonFiniteError, TooManyEvaluationsError
             As :meth:`errors`.
         """
-        layer = cast(ReducedODELayer, small.get_submodule(self.layer_name))
+        layer = small.get_submodule(self.layer_name)
         found: dict[str, Difference] = {}
         with evaluation(small), recorded_calls(layer) as calls:
             for batch, _, full in self.full:
@@ -111,7 +111,8 @@ class Validation:
                 for key, outputs in pairs.items():
                     for exact, value in zip(*map(_real_parts, outputs), strict=True):
                         found.setdefault(key, Difference()).add(exact, value)
-            distances = [float(layer.distance(call.arguments[0]).max()) for call in calls if len(call.arguments[0])]
+            states = [call.arguments[0] for call in calls if len(call.arguments[0])]
+            distances = [float(layer.distance(y).max()) for y in states] if isinstance(layer, ReducedODELayer) else []
         errors = {key: difference.relative for key, difference in found.items()}
         if not all(error < float("inf") for error in errors.values()):
             raise unstable()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmor.adapters.layers.placing import with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.evaluation import recorded_calls
+from torchmor.adapters.networks.timing import Timing, compare_times
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import Steps, solved_by, solver_name
 from torchmor.experiments.data.labelled import DataSet
@@ -19,7 +20,6 @@ from torchmor.experiments.measure.accuracy import accuracy, packed, paired_inter
 from torchmor.experiments.measure.contradictions import MOST_MEASUREMENTS, SkippedLayer, contradictions
 from torchmor.experiments.measure.methods import METHODS
 from torchmor.experiments.measure.surroundings import threads
-from torchmor.experiments.measure.timing import Timing, compare_times
 
 #: A network is adequate if its validation accuracy is at most this many points below the full network's.
 ADEQUATE_POINTS = 0.3
@@ -154,7 +154,7 @@ class Measurement:
     data
         Its test part is used here only.
     repeats, budget_s
-        Of the timed calls, as in :func:`~torchmor.experiments.measure.timing.compare_times`.
+        Of the timed calls, as in :func:`~torchmor.adapters.networks.timing.compare_times`.
     timing_threads
         Threads of the timed calls; everything else uses what torch is set to.
     seed

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchmor.experiments.measure.timing import Timing
+from torchmor.adapters.networks.timing import Timing
 
 #: Times that contradict each other by less do so by noise.
 NOISE = 1.1

@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from torchmor.adapters.layers.ode_layer import ODELayer
+from torchmor.adapters.networks.timing import FEWEST
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import Steps
 from torchmor.engine.errors import TorchmorError
@@ -26,7 +27,6 @@ from torchmor.experiments.measure.comparison import (
 from torchmor.experiments.measure.methods import METHODS
 from torchmor.experiments.measure.progress import Progress, progress
 from torchmor.experiments.measure.surroundings import surroundings, threads_in_words
-from torchmor.experiments.measure.timing import FEWEST
 from torchmor.experiments.report.experiment_report import print_summary, write_experiment_report
 from torchmor.experiments.report.results import NetworkResult, Showcase
 from torchmor.experiments.report.results_file import ResultsFile

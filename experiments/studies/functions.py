@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from torchmor.adapters import distill, reduce_network
 from torchmor.adapters.layers.atomic import atomic_path
+from torchmor.adapters.networks.timing import compare_times
 from torchmor.adapters.reduction.metrics import loss
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import Steps, solved_by, solver_name
@@ -32,7 +33,6 @@ from torchmor.experiments.data.labelled import DataSet, Labelled
 from torchmor.experiments.measure.accuracy import accuracy, predict
 from torchmor.experiments.measure.comparison import layer_arguments
 from torchmor.experiments.measure.surroundings import surroundings, threads
-from torchmor.experiments.measure.timing import compare_times
 from torchmor.experiments.report.table import ratio, signed
 from torchmor.experiments.studies.networks import LAYER, NetworkRecipe, Training, ode_layer
 from torchmor.experiments.studies.trained import trained_network

@@ -10,6 +10,7 @@ from torch import nn
 from fake_results import make_row, timing
 from torchmor.adapters import ODELayer
 from torchmor.adapters.layers.placing import with_layers
+from torchmor.adapters.networks.timing import Timing
 from torchmor.adapters.solving.steps import Steps
 from torchmor.experiments.data.labelled import DataSet, Labelled
 from torchmor.experiments.measure import comparison
@@ -25,7 +26,6 @@ from torchmor.experiments.measure.comparison import (
     solved_by,
 )
 from torchmor.experiments.measure.contradictions import MOST_MEASUREMENTS
-from torchmor.experiments.measure.timing import Timing
 
 
 def with_yardstick(wall_s, yardstick_s, **changes):

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from torchmor.adapters.networks.timing import Timing
 from torchmor.experiments.measure.comparison import Row
-from torchmor.experiments.measure.timing import Timing
 from torchmor.experiments.report.results_file import ResultsFile
 
 TIMING = Timing(1.0, 0.9, 1.2, 5, 1, yardstick_s=2.0)

@@ -11,14 +11,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from torchmor.experiments.measure.progress import Progress
-
 _Name = TypeVar("_Name")
 
 #: Rounds before those that count.
 WARM_UP = 2
 
-#: Rounds that count even when they take longer than the budget.
+#: Rounds that count even when they take longer than the budget, if nothing else is asked for.
 FEWEST = 3
 
 
@@ -59,13 +57,20 @@ class Timing:
         return replace(self, **times, yardstick_s=yardstick_s)
 
 
+def now() -> float:
+    """Return the time in seconds, when a GPU has done its work."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def compare_times(
     calls: Mapping[_Name, Callable[[], Any]],
     *,
     repeats: int = 15,
     budget_s: float = math.inf,
+    fewest: int = FEWEST,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> dict[_Name, Timing]:
     """Time several calls in one process, interleaved: what disturbs the machine disturbs all of them.
 
@@ -79,37 +84,32 @@ def compare_times(
     repeats
         Rounds that count; two more before them warm up.
     budget_s
-        No further round begins after so many seconds, once there are three.
+        A call that has had its equal share of so many seconds sits out the rounds that follow.
+    fewest
+        Rounds that count for each call, whatever they take.
     seed
         Of the orders.
-    progress
-        Told of each round.
     """
     names = list(calls)
     order = np.random.default_rng(seed)
     walls: dict[_Name, list[float]] = {name: [] for name in names}
-    wait: Callable[[], Any] = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    share_s = budget_s / max(len(names), 1)
     collects = gc.isenabled()
     gc.disable()
     try:
         with torch.no_grad():
-            begin = time.perf_counter()
-            for repeat in range(WARM_UP + repeats):
-                if repeat >= WARM_UP + FEWEST and time.perf_counter() - begin > budget_s:
-                    break
+            for _ in range(WARM_UP + repeats):
                 for i in order.permutation(len(names)):
-                    wait()
-                    start = time.perf_counter()
+                    made = walls[names[i]]
+                    if len(made) >= WARM_UP + fewest and sum(made[1:]) > share_s:  # the first may compile
+                        continue
+                    start = now()
                     calls[names[i]]()
-                    wait()
-                    if repeat >= WARM_UP:
-                        walls[names[i]].append(time.perf_counter() - start)
-                if progress is not None:
-                    progress.advance()
+                    made.append(now() - start)
     finally:
         if collects:
             gc.enable()
-    return {name: _timing(values) for name, values in walls.items()}
+    return {name: _timing(values[WARM_UP:]) for name, values in walls.items()}
 
 
 def _timing(values: list[float]) -> Timing:

@@ -1,20 +1,21 @@
 """Times that are compared are medians of interleaved calls."""
 
+import functools
 import gc
 import time
 
 import pytest
 import torch
 
-from torchmor.experiments.measure import timing
-from torchmor.experiments.measure.timing import WARM_UP, compare_times
+from torchmor.adapters.networks import timing
+from torchmor.adapters.networks.timing import WARM_UP, compare_times
 
 
 def test_medians_of_known_durations(monkeypatch):
     """Calls of 1, 2, 9 s have the median 2 s and the quartiles 1.5 and 5.5 s; warm-up does not count."""
     clock = [0.0]
     durations = iter([100.0] * WARM_UP + [9.0, 1.0, 2.0])
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing, "now", lambda: clock[0])
 
     def call():
         clock[0] += next(durations)
@@ -22,6 +23,24 @@ def test_medians_of_known_durations(monkeypatch):
     timed = compare_times({"call": call}, repeats=3)["call"]
     assert (timed.wall_s, timed.low_s, timed.high_s, timed.repeats) == (2.0, 1.5, 5.5, 3)
     assert timed.threads == torch.get_num_threads()
+
+
+def test_a_slow_call_is_repeated_less_often(monkeypatch):
+    """Each has half of 60 s: calls of 1 s are made 15 times, of 12 s three times, of 100 s as often as asked."""
+    clock = [0.0]
+    monkeypatch.setattr(timing, "now", lambda: clock[0])
+
+    def repeats(seconds, **asked):
+        def call(s):
+            clock[0] += s
+
+        calls = {s: functools.partial(call, s) for s in (1.0, seconds)}
+        timed = compare_times(calls, budget_s=60.0, **asked)
+        assert [timed[s].wall_s for s in calls] == list(calls)
+        return [timed[s].repeats for s in calls]
+
+    assert repeats(12.0) == repeats(100.0) == [15, 3]
+    assert repeats(12.0, fewest=1) == [15, 2] and repeats(100.0, fewest=1) == [15, 1]
 
 
 def test_calls_are_interleaved():
