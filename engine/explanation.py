@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,6 +120,15 @@ class Trial:
         """Return the trial of `to_json`."""
         read: dict[str, Any] = {key: math.inf if value is None else value for key, value in data.items()}
         return cls(**read)
+
+
+def frontier(trials: Iterable[Trial]) -> list[Trial]:
+    """Return the trials that no other beats in cost and loss, the cheapest first."""
+    found: list[Trial] = []
+    for trial in sorted(trials, key=lambda trial: (trial.cost, trial.loss)):
+        if not found or trial.loss < found[-1].loss:
+            found.append(trial)
+    return found
 
 
 @dataclass(frozen=True)
@@ -268,11 +278,7 @@ class Explanation:
     @property
     def frontier(self) -> list[Trial]:
         """Entries of the curve that no other beats in cost and loss, the cheapest first."""
-        found: list[Trial] = []
-        for trial in sorted(self.curve, key=lambda trial: (trial.cost, trial.loss)):
-            if not found or trial.loss < found[-1].loss:
-                found.append(trial)
-        return found
+        return frontier(self.curve)
 
     def plot(self) -> Figure:
         """Draw the curve of the search with the choice, singular values with the sizes, and where stages are evaluated.

@@ -120,7 +120,9 @@ class Lessons:
         batches = self._real
         if self.augment == "none" or (not callable(self.augment) and not any(map(_can_be_mixed, batches))):
             return 0
-        real = sum(leaf.nbytes for batch in batches for leaf in tree_leaves(batch.arguments) if isinstance(leaf, Tensor))
+        real = sum(
+            leaf.nbytes for batch in batches for leaf in tree_leaves(batch.arguments) if isinstance(leaf, Tensor)
+        )
         return int(min(FURTHER, FURTHER_BYTES // max(real, 1)))
 
     def teacher(self, loss: float) -> Steps | None:
@@ -251,7 +253,12 @@ def weighted(losses: Sequence[float], lessons: Sequence[Lesson]) -> float:
 
 
 def _can_be_mixed(batch: Batch) -> bool:
-    leaves = [leaf for argument, flag in zip(batch.arguments, batch.flags, strict=True) if flag for leaf in tree_leaves(argument)]
+    leaves = [
+        leaf
+        for argument, flag in zip(batch.arguments, batch.flags, strict=True)
+        if flag
+        for leaf in tree_leaves(argument)
+    ]
     return batch.size > 1 and any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
 
 

@@ -29,7 +29,7 @@ from torchmor.adapters.reduction.metrics import Metric
 from torchmor.adapters.reduction.snapshots import Snapshots, collect_snapshots
 from torchmor.adapters.reduction.validation import Validation
 from torchmor.adapters.solving.solve_settings import SolvingLayer
-from torchmor.adapters.solving.steps import FixedSteps, set_solver, solved_by, solver_name
+from torchmor.adapters.solving.steps import COARSE, FixedSteps, set_solver, solved_by, solver_name
 from torchmor.engine.errors import SolverError
 from torchmor.engine.explanation import Trial
 from torchmor.engine.reduction import Reduction, SnapshotReductor
@@ -124,6 +124,21 @@ class Material:
     def with_steps(self, steps: FixedSteps | None) -> nn.Module:
         """Return the full network with the layer solved by these steps."""
         return solved_by(self.copy, self.name, steps)
+
+    def full_trial(self, steps: FixedSteps | None) -> Trial:
+        """Return what the full network costs and loses with these steps; None for its own solver."""
+        if steps not in self._full_trials:
+            self._full_trials[steps] = self.trial(self.with_steps(steps), "full")
+        return self._full_trials[steps]
+
+    @cached_property
+    def _full_trials(self) -> dict[FixedSteps | None, Trial]:
+        return {}
+
+    def adequate_steps(self, max_loss: float) -> FixedSteps | None:
+        """Return the cheapest coarse steps with which the full network loses at most so much; None if none do."""
+        good = [steps for steps in COARSE if self.full_trial(steps).loss <= max_loss]
+        return min(good, key=lambda steps: self.full_trial(steps).cost, default=None)
 
     def cost(self, layer: SolvingLayer) -> float:
         """Return what a forward pass of a layer, full or reduced, costs for a sample; infinity without a solution."""

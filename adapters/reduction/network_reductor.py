@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ from torchmor.adapters.reduction.validation import (
     Validation,
     unstable,
 )
-from torchmor.adapters.reduction.wish import Wish
+from torchmor.adapters.reduction.wish import MAX_LOSSES, Wish
 from torchmor.adapters.solving.steps import FixedSteps, Steps, fixed_steps, solved_by
 from torchmor.engine.errors import (
     CalibrationError,
@@ -60,6 +61,9 @@ from torchmor.engine.errors import (
 from torchmor.engine.explanation import MOST_SINGULAR_VALUES, Explanation, Trial
 from torchmor.engine.findings import Clock, Tuning
 from torchmor.engine.sizes import ReductionRequest, Size
+
+#: The share of the offline time in which the result is timed, and how many seconds at most.
+CLOCK_SHARE, CLOCK_MOST_S = 0.1, 5.0
 
 #: Calibration data of fewer samples is refused.
 LEAST_SAMPLES = 4
@@ -130,7 +134,6 @@ class NetworkReductor:
             other = Calibration(validation, batch_size, batch_to_inputs, seed, batched=calibration.batched)
             self._given = UnlabelledBatches(other)
         self._material: dict[bool, Material] = {}
-        self._began = now()
 
     def reduce(
         self,
@@ -161,18 +164,27 @@ class NetworkReductor:
 
         All other parameters are those of :func:`~torchmor.adapters.reduce_network`.
         """
-        steps = fixed_steps(solver)
+        steps, self._began = fixed_steps(solver), now()
         request = ReductionRequest(state_dim, points, modes, basis, selection, fit, energy_rtol)
         wish = Wish.of(max_loss, speedup, self.metric)
         _check_effort(effort, confidence)
-        if not request.is_complete:
-            tuned = tune if tune is not None else self._can_be_tuned()
-            return self._searched(request, wish, steps, tuned, effort, confidence, augment)
-        material = self._with(chosen=bool(tune))
+        with phases(self.progress):
+            if not request.is_complete:
+                tuned = tune if tune is not None else self._can_be_tuned()
+                return self._searched(request, wish, steps, tuned, effort, confidence, augment)
+            return self._as_asked(request, steps, bool(tune), effort, augment)
+
+    def _as_asked(
+        self, request: ReductionRequest, steps: FixedSteps | None, tune: bool, effort: int, augment: Augment | None
+    ) -> nn.Module:
+        """Return the copy with given sizes."""
+        material = self._with(chosen=tune)
         small, tuning = material.reduced(request, steps), None
         if tune:
-            tuning = self._tuner(material, augment)(small.network, LAST_PASSES * effort)
-        return self._finished(material, small, request, tuning=tuning)
+            tuning = self._tuner(material, augment)(small.network, LAST_PASSES * effort, None)
+        loss = material.loss(small.network)
+        rival = material.adequate_steps(max(loss, MAX_LOSSES.get(str(self.metric), loss)))
+        return self._finished(material, small, request, tuning=tuning, rival=rival)
 
     def _searched(
         self,
@@ -225,9 +237,7 @@ class NetworkReductor:
             passed.append(one)
         return passed[::-1]
 
-    def _found(
-        self, search: Search, one: Candidate, times: Clock | None, confidence: float | None
-    ) -> nn.Module:
+    def _found(self, search: Search, one: Candidate, times: Clock | None, confidence: float | None) -> nn.Module:
         return self._finished(
             search.material,
             search.small(one),
@@ -340,9 +350,7 @@ class NetworkReductor:
             )
         return self._material[chosen]
 
-    def _measured(
-        self, material: Material, small: Small
-    ) -> tuple[tuple[dict[str, float], float | None], int]:
+    def _measured(self, material: Material, small: Small) -> tuple[tuple[dict[str, float], float | None], int]:
         """Return what is measured on held-out data, and the most evaluations of an adaptive solver in a pass there.
 
         Raises
@@ -373,7 +381,7 @@ class NetworkReductor:
     def _clock(self, material: Material, small: Small, rival: FixedSteps | None) -> Clock:
         """Return times beside the full network's, measured in at most a tenth of the time that has passed."""
         batch = next(iter(material.fit))
-        budget = (now() - self._began) / 10
+        budget = min(CLOCK_SHARE * (now() - self._began), CLOCK_MOST_S)
         return clocked(material.copy, small.network, self.name, batch, rival, budget, self.seed)
 
     def _tuner(self, material: Material, augment: Augment | None) -> Tune:
@@ -384,7 +392,7 @@ class NetworkReductor:
             exam = [batch for batch, _, _ in material.choose.full]
             return Lessons(material.copy, material.fit, exam, layers=(self.name,), augment=augment, seed=self.seed)
 
-        def tune(network: nn.Module, passes: int, like: Tuning | None = None) -> Tuning:
+        def tune(network: nn.Module, passes: int, like: Tuning | None) -> Tuning:
             return tuned_in_place(network, lessons(), epochs=passes, seed=self.seed, like=like)
 
         return tune
@@ -392,6 +400,13 @@ class NetworkReductor:
     def _can_be_tuned(self) -> bool:
         """Whether the output is one Tensor."""
         return isinstance(self._with(chosen=True).choose.full[0][2].network, Tensor)
+
+
+def _check_effort(effort: Any, confidence: Any) -> None:
+    if not isinstance(effort, Integral) or isinstance(effort, bool) or effort < 1:
+        raise ValueError(f"expected effort to be an integer, 1 or more, got {effort!r}")
+    if confidence is not None and not 0 < confidence < 1:
+        raise ValueError(f"expected confidence to be None or between 0 and 1, as 0.95, got {confidence!r}")
 
 
 def _check_not_reduced(network: nn.Module, name: str) -> None:
@@ -413,5 +428,3 @@ def _check_finite(network: nn.Module) -> None:
     for key, value in network.named_parameters():
         if not value.isfinite().all():
             raise NonFiniteError(f"expected a network with finite weights, got NaN or infinity in {key!r}")
-
-

@@ -35,7 +35,7 @@ def nothing_found(search: Search, best: nn.Module | None, timed: Sequence[Clock]
     if timed:
         found = f"{len(timed)} that would do, but take longer than the full layer with coarse steps that do, too"
     elif rival is not None:
-        found = f"none that is better than coarse steps of the full layer: {search.full[rival].solver} would do"
+        found = f"none that is better than coarse steps of the full layer: {search.full(rival).solver} would do"
     else:
         found = "none"
     steps = [] if rival is None else ["error.network is the full network with these steps"]

@@ -12,6 +12,7 @@ from torch import nn
 
 from torchmor.adapters.layers.placing import with_layers
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
+from torchmor.adapters.networks.progress import track
 from torchmor.adapters.reduction.material import Material, Small
 from torchmor.adapters.reduction.size_search import choices, solvers
 from torchmor.adapters.reduction.wish import Wish
@@ -34,8 +35,8 @@ LAST_PASSES = 40
 #: Sizes that are tried where all cost more than coarse steps of the full layer: one has to be the best.
 AT_LEAST = 4
 
-#: Tunes a network's reduced layers in place: (network, passes) → what it did.
-Tune = Callable[[nn.Module, int], Tuning]
+#: Tunes a network's reduced layers in place: (network, passes, an earlier tuning to go on from) → what it did.
+Tune = Callable[[nn.Module, int, Tuning | None], Tuning]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +85,6 @@ class Search:
 
     Attributes
     ----------
-    full
-        Trials of the full network, with its own solver first, by their steps.
     tried
         All candidates in their last form.
     """
@@ -100,24 +99,33 @@ class Search:
 
     def __post_init__(self) -> None:
         self._solvers = solvers(self.solver, len(self.material.layer.t))
-        self.full: dict[FixedSteps | None, Trial] = {}
         self.tried: list[Candidate] = []
+        self._learnt: Tuning | None = None  # its rate and further samples do for the others too
 
     @property
     def curve(self) -> tuple[Trial, ...]:
         """All that was tried, the full network first."""
-        return (*self.full.values(), *(one.trial for one in self.tried))
+        return (*(self.full(steps) for steps in self._steps), *(one.trial for one in self.tried))
 
     @property
     def own(self) -> Trial:
         """The full network with its own solver."""
-        return self.full[None]
+        return self.full(None)
+
+    def full(self, steps: FixedSteps | None) -> Trial:
+        """Return the trial of the full network with these steps; None for its own solver."""
+        return self.material.full_trial(steps)
 
     @property
     def rival(self) -> FixedSteps | None:
         """The coarse steps with which the full network answers the wish best; None if it does with none."""
-        good = [steps for steps, trial in self.full.items() if steps is not None and self.wish.is_met(trial, self.own)]
-        return min(good, key=lambda steps: self.wish.rank(self.full[steps]), default=None)
+        good = [steps for steps in self._steps[1:] if self.wish.is_met(self.full(steps), self.own)]
+        return min(good, key=lambda steps: self.wish.rank(self.full(steps)), default=None)
+
+    @property
+    def _steps(self) -> list[FixedSteps | None]:
+        """What the full network is tried with, its own solver first."""
+        return list(dict.fromkeys((None, *COARSE, *self._solvers)))
 
     def network(self, candidate: Candidate) -> nn.Module:
         """Return the network of a candidate; its layer is the candidate's own."""
@@ -129,9 +137,8 @@ class Search:
 
     def run(self) -> list[Candidate]:
         """Return the candidates that answer the wish and are better than coarse steps of the full layer, best first."""
-        for steps in dict.fromkeys((None, *COARSE, *self._solvers)):
-            if steps not in self.full:
-                self.full[steps] = self.material.trial(self.material.with_steps(steps), "full")
+        for steps in track(self._steps, "full network"):
+            self.full(steps)
         self.tried = list(self._untuned())
         if self.tune is not None:
             self._tune_promising(self.tune)
@@ -140,7 +147,7 @@ class Search:
     def good(self) -> list[Candidate]:
         """Return what answers the wish, and better than coarse steps of the full layer, the best first."""
         rival = self.rival
-        bound = (math.inf, math.inf) if rival is None else self.wish.rank(self.full[rival])
+        bound = (math.inf, math.inf) if rival is None else self.wish.rank(self.full(rival))
         found = [one for one in self.tried if self.wish.is_met(one.trial, self.own)]
         return sorted((one for one in found if self.wish.rank(one.trial) < bound), key=self._rank)
 
@@ -168,12 +175,13 @@ class Search:
         """The most that is worth trying: as asked, and less than coarse steps that answer the wish."""
         rival = self.rival
         most = self.wish.most_cost(self.own)
-        return most if rival is None or self.wish.speedup is not None else min(most, self.full[rival].cost)
+        return most if rival is None or self.wish.speedup is not None else min(most, self.full(rival).cost)
 
     def _untuned(self) -> Iterator[Candidate]:
         """Yield reductions of all sizes and solvers that are cheap enough, as they are fitted."""
         most, request, found = self._most_cost, self.request, 0
-        for state_dim, points, least_cost in choices(request.state_dim, request.points, self.material.reductor.chain):
+        tried = list(choices(request.state_dim, request.points, self.material.reductor.chain))
+        for state_dim, points, least_cost in track(tried, "sizes"):
             if least_cost > most and found >= AT_LEAST:
                 break
             asked = request.filled(state_dim, points)
@@ -199,7 +207,7 @@ class Search:
         field = self._promising()
         for count, passes in ROUNDS:
             field = sorted(self._most_promising(field, count), key=lambda one: one.trial.cost)
-            for i, one in enumerate(field):
+            for i, one in enumerate(track(list(field), f"tuning {len(field)} candidates")):
                 field[i] = self._tuned(one, tune, passes * self.effort)
                 if not self.thorough and self.wish.speedup is None and self.wish.is_met(field[i].trial, self.own):
                     return
@@ -228,7 +236,8 @@ class Search:
         """Return a candidate whose layer was tuned; it takes the place of the one before in `tried`."""
         layer = copy.deepcopy(one.layer)
         network = with_layers(self.material.network, {self.material.name: layer})
-        tuning = tune(network, passes)
+        tuning = tune(network, passes, one.tuning or self._learnt)
+        self._learnt = self._learnt or tuning
         if one.tuning is not None:
             tuning = replace(tuning, before=one.tuning.before, seconds=one.tuning.seconds + tuning.seconds)
             tuning = replace(tuning, epochs=one.tuning.epochs + tuning.epochs)
