@@ -21,11 +21,11 @@ if TYPE_CHECKING:  # for editors and type checkers, who don't see what is import
     from torchmor.adapters.models.to_pymor import full_order_model
     from torchmor.adapters.models.to_torch import to_module
     from torchmor.adapters.networks.recognise import find_ode_layers
-    from torchmor.adapters.reduction.distillation import distill
     from torchmor.adapters.reduction.network_reductor import NetworkReductor
     from torchmor.adapters.reduction.reduce import reduce_network
     from torchmor.adapters.reduction.snapshots import collect_snapshots
     from torchmor.adapters.solving.steps import Steps
+    from torchmor.adapters.tuning.distillation import distill
 
 _MODULES = {
     "NetworkReductor": "reduction.network_reductor",
@@ -33,7 +33,7 @@ _MODULES = {
     "ReducedODELayer": "layers.reduced_layer",
     "Steps": "solving.steps",
     "collect_snapshots": "reduction.snapshots",
-    "distill": "reduction.distillation",
+    "distill": "tuning.distillation",
     "export_executorch": "export.executorch_file",
     "export_inductor": "export.inductor_package",
     "export_onnx": "export.onnx_file",

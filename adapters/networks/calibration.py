@@ -12,6 +12,9 @@ from torchmor.adapters.solving.torch_private import tree_leaves, tree_map_only
 from torchmor.engine.errors import CalibrationError, NonFiniteError
 from torchmor.engine.held_out import held_out_mask
 
+#: Of data that is held out to measure errors, at most this many samples are used.
+HELD_OUT_SAMPLES = 512
+
 _FORMS = (
     "a Tensor, a tuple of Tensors (the arguments of one call), or a re-iterable of batches, "
     "each a Tensor or a tuple or list of arguments"

@@ -1,4 +1,4 @@
-"""What reductions of a layer are made of: data to fit to, to choose by and to confirm on, and what is computed of it."""
+"""What all reductions of a layer are made of: data to fit to, to choose by and to confirm on, and snapshots."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache, partial
 from numbers import Integral
 from typing import Any
@@ -16,7 +17,7 @@ from torchmor.adapters.layers.placing import copied, find_module, uncompiled
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import SolvedBlock
 from torchmor.adapters.networks.batching import with_batched
-from torchmor.adapters.networks.calibration import Calibration
+from torchmor.adapters.networks.calibration import HELD_OUT_SAMPLES, Calibration
 from torchmor.adapters.networks.progress import phases
 from torchmor.adapters.networks.stand_in import with_ode_layer
 from torchmor.adapters.networks.timing import now
@@ -36,14 +37,11 @@ from torchmor.adapters.reduction.advice import (
 from torchmor.adapters.reduction.clock import clocked
 from torchmor.adapters.reduction.confidence import CONFIDENCE
 from torchmor.adapters.reduction.gradients import Objective
-from torchmor.adapters.reduction.lessons import Augment, Lessons
 from torchmor.adapters.reduction.material import Material, Small
 from torchmor.adapters.reduction.metrics import Metric, check_metric
 from torchmor.adapters.reduction.nothing_found import not_confirmed, nothing_found
 from torchmor.adapters.reduction.search import LAST_PASSES, Candidate, Search, Tune
-from torchmor.adapters.reduction.tuning import tune as tuned_in_place
 from torchmor.adapters.reduction.validation import (
-    HELD_OUT_SAMPLES,
     LabelledBatches,
     UnlabelledBatches,
     Validation,
@@ -51,6 +49,8 @@ from torchmor.adapters.reduction.validation import (
 )
 from torchmor.adapters.reduction.wish import MAX_LOSSES, Wish
 from torchmor.adapters.solving.steps import FixedSteps, Steps, fixed_steps, solved_by
+from torchmor.adapters.tuning.lessons import Augment, Lessons
+from torchmor.adapters.tuning.training import tune as tuned_in_place
 from torchmor.engine.errors import (
     CalibrationError,
     NonFiniteError,
@@ -64,6 +64,9 @@ from torchmor.engine.sizes import ReductionRequest, Size
 
 #: The share of the offline time in which the result is timed, and how many seconds at most.
 CLOCK_SHARE, CLOCK_MOST_S = 0.1, 5.0
+
+#: Samples in a batch that operators are tuned to; and with fewer batches, each pass counts as several.
+LESSON_SAMPLES, LEAST_LESSONS = 128, 8
 
 #: Calibration data of fewer samples is refused.
 LEAST_SAMPLES = 4
@@ -300,7 +303,8 @@ class NetworkReductor:
             tuning=tuning,
             clock=times,
         )
-        reduced.explanation = explanation if tuning is None else explanation.without_fits()
+        learnt = tuning is not None and tuning.after < tuning.before
+        reduced.explanation = explanation.without_fits() if learnt else explanation
         if not useless:
             tell_of_little_gain(operations, times)
         tell_of_few_samples(reduction.parts, snapshots.sample)
@@ -390,10 +394,12 @@ class NetworkReductor:
         @cache
         def lessons() -> Lessons:
             exam = [batch for batch, _, _ in material.choose.full]
-            return Lessons(material.copy, material.fit, exam, layers=(self.name,), augment=augment, seed=self.seed)
+            fit = replace(material.fit, batch_size=LESSON_SAMPLES)
+            return Lessons(material.copy, fit, exam, layers=(self.name,), augment=augment, seed=self.seed)
 
         def tune(network: nn.Module, passes: int, like: Tuning | None) -> Tuning:
-            return tuned_in_place(network, lessons(), epochs=passes, seed=self.seed, like=like)
+            epochs = passes * math.ceil(LEAST_LESSONS / lessons().size)
+            return tuned_in_place(network, lessons(), epochs=epochs, seed=self.seed, like=like)
 
         return tune
 

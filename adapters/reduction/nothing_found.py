@@ -40,12 +40,9 @@ def nothing_found(search: Search, best: nn.Module | None, timed: Sequence[Clock]
         found = "none"
     steps = [] if rival is None else ["error.network is the full network with these steps"]
     reached = [] if best is None else ["error.best the best reduction"]
-    advice = _advice(search)
+    known = "; ".join(steps + reached) or "No size could be reduced"
     return _error(
-        search,
-        f"expected a reduction with {wanted}, found {found}. {'; '.join(steps + reached) or 'No size could be reduced'}. "
-        f"Try {advice}",
-        best,
+        search, f"expected a reduction with {wanted}, found {found}. {known}. Try {_advice(search)}", best
     )
 
 
@@ -68,8 +65,8 @@ def not_confirmed(search: Search, found: ConfirmedLoss, best: nn.Module) -> Noth
         more = f"about {needed:,} samples of this kind would show it: with a fifth of calibration data, {5 * needed:,}"
     return _error(
         search,
-        f"expected a reduction with {search.wish.words} ({_metric(search)}) with {100 * found.confidence:g} % confidence, "
-        f"found a loss of {found.loss:.3g} on {found.samples:,} samples that nothing was chosen by, {bound}; {more}. "
+        f"expected a reduction with {search.wish.words} ({_metric(search)}), with {100 * found.confidence:g} % "
+        f"confidence, found a loss of {found.loss:.3g} on {found.samples:,} samples that nothing was chosen by, {bound}; {more}. "
         "error.best is this network",
         best,
     )

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchmor.adapters.reduction.lessons import Augment
 from torchmor.adapters.reduction.metrics import Metric
 from torchmor.adapters.reduction.network_reductor import NetworkReductor
 from torchmor.adapters.solving.steps import FixedSteps, fixed_steps
+from torchmor.adapters.tuning.lessons import Augment
 from torchmor.engine.sizes import Size
 
 

@@ -23,9 +23,6 @@ from torchmor.adapters.solving.torch_private import tree_flatten, tree_leaves, t
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError
 from torchmor.engine.findings import ConfirmedLoss
 
-#: Of held-out calibration data, at most this many samples are used.
-HELD_OUT_SAMPLES = 512
-
 
 @dataclass(frozen=True, eq=False)
 class _Outputs:

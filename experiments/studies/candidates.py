@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from torchmor.adapters.layers.placing import with_layers
-from torchmor.adapters.reduction.distillation import distill
 from torchmor.adapters.reduction.network_reductor import NetworkReductor
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
 from torchmor.adapters.solving.steps import Steps, solved_by
+from torchmor.adapters.tuning.distillation import distill
 from torchmor.experiments.baselines import prune_neurons, prune_structure, truncate_weights
 from torchmor.experiments.data.labelled import DataSet
 from torchmor.experiments.measure.contradictions import SkippedLayer

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from torchmor.adapters import ODELayer, export_operators, export_program, load, reduce_network, save
-from torchmor.adapters.reduction.size_search import Candidate, choose
-from torchmor.engine.errors import NothingToReduceError, SizeError
+from torchmor.adapters.reduction.wish import Wish
+from torchmor.engine.errors import SizeError
 from torchmor.engine.explanation import Trial
 
 X = torch.randn(80, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -78,20 +78,13 @@ def test_output_that_sees_no_state_at_all():
     torch.testing.assert_close(small(X), net(X))
 
 
-def trial(cost, loss, sizes="state 4, points 4"):
-    full = sizes == "full"
-    return Candidate(None if full else 4, None if full else 4, None, Trial(sizes, "rk4", cost, loss))
-
-
 @pytest.mark.parametrize("speedup", [None, 1.0, 2.0])
-def test_nothing_dearer_than_the_full_layer_is_chosen(speedup):
-    full = [trial(100.0, 0.0, "full"), trial(50.0, 3.0, "full")]
-    with pytest.raises(NothingToReduceError):
-        choose([trial(100.0, 0.0), trial(140.0, 1e-9)], full, 0.1, speedup, "relative")
-    cheap = trial(40.0, 0.05)
-    assert choose([trial(140.0, 1e-9), cheap], full, 0.1, speedup, "relative") is cheap
-    with pytest.raises(NothingToReduceError, match="less cost than the full layer"):
-        choose([trial(140.0, 0.0)], full, None, None, "relative")
+def test_nothing_dearer_than_the_full_layer_is_good_enough(speedup):
+    full, wish = Trial("full", "rk4", 100.0, 0.0), Wish.of(0.1, speedup, "relative")
+    assert wish.is_met(Trial("state 4, points 4", "rk4", 40.0, 0.05), full)
+    for cost in (100.0, 140.0):
+        assert not wish.is_met(Trial("state 4, points 4", "rk4", cost, 1e-9), full)
+        assert not Wish.of(float("inf"), None, "relative").is_met(Trial("state 4, points 4", "rk4", cost, 0.0), full)
 
 
 @pytest.mark.parametrize("sizes", [{"state_dim": 13}, {"points": 13}, {"points": [13, None]}, {"points": [4]}], ids=str)

@@ -16,9 +16,9 @@ from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Calibration
-from torchmor.adapters.reduction.lessons import Augment, Lessons
-from torchmor.adapters.reduction.remeasured import describe_again
-from torchmor.adapters.reduction.tuning import tune
+from torchmor.adapters.tuning.lessons import Augment, Lessons
+from torchmor.adapters.tuning.remeasured import describe_again
+from torchmor.adapters.tuning.training import tune
 from torchmor.engine.errors import NothingLearntWarning, UnknownLayerError
 
 

@@ -18,9 +18,9 @@ from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.evaluation import call_network, recorded_calls
-from torchmor.adapters.reduction.frozen_part import remembered
-from torchmor.adapters.reduction.lessons import Lesson, Lessons, weighted
 from torchmor.adapters.solving.steps import Steps
+from torchmor.adapters.tuning.frozen_part import remembered
+from torchmor.adapters.tuning.lessons import Lesson, Lessons, weighted
 from torchmor.engine.errors import SolverError
 from torchmor.engine.findings import Tuning
 

@@ -8,7 +8,7 @@ from foreign_networks import FOREIGN
 from networks import NETWORKS, dense
 from torchmor.adapters import ODELayer, distill, reduce_network
 from torchmor.adapters.networks.calibration import Calibration
-from torchmor.adapters.reduction.tuning import _balance_scales
+from torchmor.adapters.tuning.training import _balance_scales
 from torchmor.engine.errors import CalibrationError, NonFiniteError, NothingLearntWarning, UnknownLayerError
 
 CLASSIC = {"basis": "pod", "selection": "deim", "fit": "interpolation"}

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.layers.solved_block import SolvedBlock
-from torchmor.adapters.networks.calibration import Batch
+from torchmor.adapters.networks.calibration import HELD_OUT_SAMPLES, Batch
 from torchmor.adapters.networks.difference import Difference
 from torchmor.adapters.networks.evaluation import RecordedCall, call_network, recorded_calls
-from torchmor.adapters.reduction.validation import HELD_OUT_SAMPLES
 
 
 def describe_again(network: nn.Module, reduced: nn.Module, held_out: Iterable[Batch], since: str) -> None:

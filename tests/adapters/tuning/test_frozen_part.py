@@ -11,8 +11,8 @@ from torchmor.adapters import ODELayer, reduce_network
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.calibration import Calibration
 from torchmor.adapters.networks.evaluation import call_network
-from torchmor.adapters.reduction import frozen_part as module
-from torchmor.adapters.reduction.frozen_part import remembered
+from torchmor.adapters.tuning import frozen_part as module
+from torchmor.adapters.tuning.frozen_part import remembered
 from torchmor.engine.errors import LittleGainWarning, SolverError
 
 X = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,1 @@
+"""From a reduced network to one that is tuned to the outputs of the full one."""
