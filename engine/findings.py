@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+#: Where the loss on other data is so many times that on what was trained on, more data would help.
+MEMORISED = 2.0
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -27,6 +30,8 @@ class Tuning:
         What further samples were made by: "none", "mix", or "a function".
     learning_rate
         The rate that was best.
+    steps, left_out
+        Steps of training, and how many of them had no finite loss or gradient, and were left out.
     """
 
     before: float
@@ -38,6 +43,13 @@ class Tuning:
     teacher: str
     augment: str
     learning_rate: float
+    steps: int = 0
+    left_out: int = 0
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether more calibration data would help: the loss is much smaller on what was trained on."""
+        return self.after > MEMORISED * self.trained
 
 
 @dataclass(frozen=True)

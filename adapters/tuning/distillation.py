@@ -16,10 +16,12 @@ from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.batching import with_batched
 from torchmor.adapters.networks.calibration import Calibration
+from torchmor.adapters.networks.progress import phases
 from torchmor.adapters.tuning.lessons import Augment, Lessons
 from torchmor.adapters.tuning.remeasured import describe_again
 from torchmor.adapters.tuning.training import tune
 from torchmor.engine.errors import NothingLearntWarning, UnknownLayerError
+from torchmor.engine.findings import Tuning
 
 
 def distill(
@@ -98,8 +100,9 @@ def distill(
         held_out = Calibration(validation, 256, batch_to_inputs, batched=data.batched)
     full = dict(network.named_modules(remove_duplicate=False))
     same = [name for name in layers if isinstance(full.get(name), ODELayer)]
-    lessons = Lessons(network, data, held_out, layers=same, augment=augment, seed=seed)
-    tuning = tune(student, lessons, epochs=epochs, learning_rate=learning_rate, seed=seed)
+    with phases(progress):
+        lessons = Lessons(network, data, held_out, layers=same, augment=augment, seed=seed)
+        tuning = tune(student, lessons, epochs=epochs, learning_rate=learning_rate, seed=seed)
     if tuning.after < tuning.before:
         since = f"distilled on {lessons.samples:,} samples; errors measured again on data that was not trained on"
         describe_again(network, student, [batch for batch, _ in lessons.exam], since)
@@ -109,7 +112,7 @@ def distill(
     else:
         warnings.warn(
             "distillation found nothing better on the validation data, the network is as it was: "
-            "give more data or epochs, another learning_rate, or larger sizes",
+            f"{_reasons(tuning)}give more data or epochs, another learning_rate, or larger sizes",
             NothingLearntWarning,
             stacklevel=2,
         )
@@ -121,3 +124,16 @@ def _check(epochs: Any, learning_rate: Any) -> None:
         raise ValueError(f"expected epochs to be an integer, 1 or more, got {epochs!r}: without one nothing is learnt")
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise ValueError(f"expected learning_rate to be a number > 0 or None, got {learning_rate!r}")
+
+
+def _reasons(tuning: Tuning) -> str:
+    """Return why nothing better was found, as far as it is known."""
+    words = ""
+    if tuning.left_out:
+        words += f"{tuning.left_out} of {tuning.steps} steps had no finite loss or gradient and were left out; "
+    if tuning.wants_data:
+        words += (
+            f"on the data that was trained on the loss is {tuning.trained:.2g}, on other data {tuning.after:.2g}, so "
+            "more calibration data would help; "
+        )
+    return words

@@ -17,9 +17,10 @@ from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.networks.calibration import Batch, described
 from torchmor.adapters.networks.evaluation import call_network
+from torchmor.adapters.networks.progress import track
+from torchmor.adapters.tuning.frozen_part import Memory, remembered
 from torchmor.adapters.solving.steps import COARSE, Steps, own_steps, set_solver, solver_name
 from torchmor.adapters.solving.torch_private import tree_leaves, tree_map_only
-from torchmor.adapters.tuning.frozen_part import Memory, remembered
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError, UnsupportedOperationError
 
 #: What makes further samples of those of a batch.
@@ -117,13 +118,16 @@ class Lessons:
     @cached_property
     def rounds(self) -> int:
         """How many rounds of further batches there may be: 0 where there is nothing to mix, or no memory for it."""
-        batches = self._real
-        if self.augment == "none" or (not callable(self.augment) and not any(map(_can_be_mixed, batches))):
+        if self.augment == "none" or not (callable(self.augment) or any(map(_can_be_mixed, self._real))):
             return 0
-        real = sum(
-            leaf.nbytes for batch in batches for leaf in tree_leaves(batch.arguments) if isinstance(leaf, Tensor)
-        )
-        return int(min(FURTHER, FURTHER_BYTES // max(real, 1)))
+        leaves = [leaf for batch in self._real for leaf in tree_leaves(batch.arguments) if isinstance(leaf, Tensor)]
+        most = min(FURTHER, FURTHER_BYTES // max(sum(leaf.nbytes for leaf in leaves), 1))
+        if self.augment is None:
+            try:
+                self._answers([self._further(self._real[0], 1)], None, real=False)
+            except Exception:  # whatever the network says to mixtures, which nobody asked for
+                return 0
+        return most
 
     def teacher(self, loss: float) -> Steps | None:
         """Return the cheapest coarse steps that may teach a student of this loss; None for the network's own solver."""
@@ -201,10 +205,10 @@ class Lessons:
         network = self._teachers[steps]
         layers = [network.get_submodule(name) for name in self.layers]
         with evaluation(network), ExitStack() as stack:
-            call = partial(call_network, network)
+            call: Callable[[Batch], Any] = partial(call_network, network)
             if layers:
                 call = stack.enter_context(remembered(network, layers, batches[0], self.memory))
-            return [Lesson(batch, _checked(call(batch), batch, real)) for batch in batches]
+            return [Lesson(batch, _checked(call(batch), batch, real)) for batch in track(batches, "teacher")]
 
     def _further(self, batch: Batch, made: int) -> Batch:
         """Return a batch that is made of a real one."""
@@ -253,13 +257,8 @@ def weighted(losses: Sequence[float], lessons: Sequence[Lesson]) -> float:
 
 
 def _can_be_mixed(batch: Batch) -> bool:
-    leaves = [
-        leaf
-        for argument, flag in zip(batch.arguments, batch.flags, strict=True)
-        if flag
-        for leaf in tree_leaves(argument)
-    ]
-    return batch.size > 1 and any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
+    held = [argument for argument, flag in zip(batch.arguments, batch.flags, strict=True) if flag]
+    return batch.size > 1 and any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(held))
 
 
 def _checked(output: Any, batch: Batch, real: bool) -> Tensor:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.evaluation import call_network, recorded_calls
-from torchmor.adapters.solving.steps import Steps
+from torchmor.adapters.networks.progress import track
 from torchmor.adapters.tuning.frozen_part import remembered
 from torchmor.adapters.tuning.lessons import Lesson, Lessons, weighted
 from torchmor.engine.errors import SolverError
@@ -27,19 +26,12 @@ from torchmor.engine.findings import Tuning
 #: The deviations of reduced coordinates are those of so many of their values, or more.
 BALANCED_ROWS = 128
 
-#: Learning rates that are tried, relative to the root mean square of each parameter tensor.
-RATES = (1e-2, 1e-3)
+#: Learning rates that are tried, relative to the root mean square of each parameter tensor, and the share of all steps
+#: that each trial takes.
+RATES, TRIAL_SHARE = (1e-2, 1e-3), 0.125
 
-#: A trial takes this share of the steps of all passes.
-TRIAL_SHARE = 0.25
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to train: a learning rate, and how many rounds of lessons, the real ones and further ones."""
-
-    learning_rate: float
-    rounds: int
+#: Where the loss in the exam is more than so many times that in the lessons, mixtures are tried.
+MEMORISED = 1.2
 
 
 def reduced_layers(network: nn.Module) -> list[ReducedODELayer]:
@@ -68,14 +60,15 @@ def tune(
     lessons
         What it learns from.
     epochs
-        So many passes over as many batches as there are real ones; trials take as many again at most.
+        Passes over as many batches as there are real ones. Where mixtures are tried after them, there are as many
+        again.
     learning_rate
-        Of Adam, relative to the root mean square of each parameter tensor; it falls to zero along a cosine. None: the
-        better one of `RATES` in a short trial.
+        Of Adam, relative to the root mean square of each parameter tensor; it falls to zero along a cosine. None: that
+        of `RATES` which is better in a short trial.
     seed
         Of the order of batches.
     like
-        An earlier tuning, whose rate and further samples are taken instead of trials.
+        An earlier tuning, whose rate and samples are taken instead of trials.
     """
     start = time.perf_counter()
     layers = reduced_layers(student)
@@ -87,49 +80,33 @@ def tune(
         remembered(student, layers, lessons.exam[0].batch, lessons.memory) as outputs,
         _Best(parameters) as best,
     ):
-        before = _exam(student, lessons.exam, lessons, outputs)
-        best.consider(before)
-        teacher = lessons.teacher(before)
-        real = lessons.round(0, teacher)
-        for layer in layers:
-            _balance_scales(student, layer, [batch for batch, _ in real])
-        training = _Training(student, lessons, teacher, parameters, outputs, best, seed)
-        plans = _plans(lessons, epochs, learning_rate, like)
-        steps = epochs * lessons.size
-        if len(plans) > 1:
-            beginning, results = copies(parameters), []
-            for plan in plans:
-                results.append(training.run(plan, math.ceil(TRIAL_SHARE * steps)))
-                set_values(parameters, beginning)
-            plan = plans[results.index(min(results))]
-        else:
-            (plan,) = plans
-        training.run(plan, steps)
+        training = _Training(student, lessons, parameters, outputs, best, seed)
+        training.begin(layers)
+        if learning_rate is None:
+            learning_rate = training.better_rate(epochs) if like is None else like.learning_rate
+        asked = lessons.augment is not None or (like is not None and like.augment != "none")
+        rounds, passes = 1 + (min(lessons.rounds, epochs) if asked else 0), epochs
+        training.run(learning_rate, rounds, epochs)
+        trained = training.loss_in_lessons()
+        if not asked and like is None and best.loss > MEMORISED * trained and lessons.rounds:
+            passes += epochs
+            if training.run(learning_rate, 1 + min(lessons.rounds, epochs), epochs):
+                rounds, trained = 1 + min(lessons.rounds, epochs), training.loss_in_lessons()
     for module, mode in modes:
         module.training = mode
-    trained = _exam(student, real[: len(lessons.exam)], lessons, outputs)
     return Tuning(
-        before=before,
+        before=best.before,
         after=best.loss,
         trained=trained,
-        epochs=epochs,
-        samples=plan.rounds * lessons.samples,
+        epochs=passes,
+        samples=rounds * lessons.samples,
         seconds=time.perf_counter() - start,
-        teacher=lessons.taught_by(teacher),
-        augment=("a function" if callable(lessons.augment) else "mix") if plan.rounds > 1 else "none",
-        learning_rate=plan.learning_rate,
+        teacher=lessons.taught_by(training.teacher),
+        augment="none" if rounds == 1 else "a function" if callable(lessons.augment) else "mix",
+        learning_rate=learning_rate,
+        steps=training.steps,
+        left_out=training.left_out,
     )
-
-
-def _plans(lessons: Lessons, epochs: int, learning_rate: float | None, like: Tuning | None) -> list[Plan]:
-    """Return what to try."""
-    rates = RATES if learning_rate is None else (learning_rate,)
-    more = 1 + min(lessons.rounds, max(epochs - 1, 1))
-    rounds = (1, more) if lessons.augment is None and lessons.rounds else (more,)
-    if like is not None:
-        rates = (like.learning_rate,) if learning_rate is None else rates
-        rounds = rounds[:1] if like.augment == "none" else rounds[-1:]
-    return [Plan(rate, count) for count in rounds for rate in rates]
 
 
 @contextmanager
@@ -146,61 +123,94 @@ def _trainable(network: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterat
             parameter.requires_grad_(flag)
 
 
-def copies(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Return the values of parameters."""
-    return [parameter.detach().clone() for parameter in parameters]
-
-
-def set_values(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    """Set the values of parameters."""
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
-
-
 class _Best:
     """The values of parameters that gave the smallest loss so far; they are set when the context ends."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]):
-        self.parameters, self.loss = parameters, math.inf
-        self.values = copies(parameters)
+        self.parameters, self.before, self.loss = parameters, math.inf, math.inf
+        self.original = self.values = self._copies()
+
+    def begin(self, loss: float) -> None:
+        """Take the values of now, which have the loss that is to be made smaller, as the best so far."""
+        self.before, self.loss, self.values = loss, loss, self._copies()
 
     def consider(self, loss: float) -> None:
         """Keep the values of now if their loss is smaller."""
         if loss < self.loss:
-            self.values, self.loss = copies(self.parameters), loss
+            self.values, self.loss = self._copies(), loss
+
+    def set(self, values: Sequence[Tensor] | None = None) -> None:
+        """Set the best values, or others."""
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, self.values if values is None else values, strict=True):
+                parameter.copy_(value)
+
+    def _copies(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
 
     def __enter__(self) -> _Best:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        set_values(self.parameters, self.values)
+        self.set(None if self.loss < self.before else self.original)
 
 
-@dataclass
 class _Training:
-    """Runs of training that start from the parameters of now."""
+    """Runs of training, each of which begins with the best parameters so far."""
 
-    student: nn.Module
-    lessons: Lessons
-    teacher: Steps | None
-    parameters: Sequence[nn.Parameter]
-    outputs: Callable[[Batch], Any]
-    best: _Best
-    seed: int
-    steps: int = 0
-    left_out: int = 0
+    def __init__(
+        self,
+        student: nn.Module,
+        lessons: Lessons,
+        parameters: Sequence[nn.Parameter],
+        outputs: Callable[[Batch], Any],
+        best: _Best,
+        seed: int,
+    ):
+        self.student, self.lessons, self.parameters = student, lessons, parameters
+        self.outputs, self.best, self.seed = outputs, best, seed
+        self.steps = self.left_out = 0
 
-    def run(self, plan: Plan, steps: int) -> float:
-        """Take so many steps, with an exam after each pass; return the smallest loss in them."""
+    def begin(self, layers: Sequence[ReducedODELayer]) -> None:
+        """Find the loss before, and a teacher; scale the reduced coordinates to the same deviation."""
+        before = self._loss(self.lessons.exam)
+        self.teacher = self.lessons.teacher(before)
+        for layer in layers:
+            _balance_scales(self.student, layer, [batch for batch, _ in self.lessons.round(0, self.teacher)])
+        self.best.begin(before)
+
+    def better_rate(self, epochs: int) -> float:
+        """Return the one of `RATES` with which short runs come farther."""
+        start, found = self.best.values, []
+        for rate in RATES:
+            self.best.set(start)
+            found.append(self._run(rate, 1, TRIAL_SHARE * epochs))
+        return RATES[found.index(min(found))]
+
+    def run(self, learning_rate: float, rounds: int, epochs: float) -> bool:
+        """Train on lessons of so many rounds in random order; whether something better was found."""
+        loss = self.best.loss
+        self.best.set()
+        self._run(learning_rate, rounds, epochs)
+        return self.best.loss < loss
+
+    def loss_in_lessons(self) -> float:
+        """Return the loss of the best parameters on as many real batches as there are in the exam."""
+        self.best.set()
+        return self._loss(self.lessons.round(0, self.teacher)[: len(self.lessons.exam)])
+
+    def _run(self, learning_rate: float, rounds: int, epochs: float) -> float:
+        """Train, with an exam after each pass and at the end; return the smallest loss in them."""
+        steps = math.ceil(epochs * self.lessons.size)
         optimiser = torch.optim.Adam(
-            [{"params": [p], "lr": plan.learning_rate * _size(p)} for p in self.parameters if p.numel()]
+            [{"params": [p], "lr": learning_rate * _size(p)} for p in self.parameters if p.numel()]
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
         )
-        least = math.inf
-        for i, (batch, target) in zip(range(1, steps + 1), self._stream(plan.rounds), strict=False):
+        least, stream = math.inf, self._stream(rounds)
+        for step in track(range(1, steps + 1), "tuning"):
+            batch, target = next(stream)
             self.steps += 1
             optimiser.zero_grad()
             if _gradients(partial(self._loss_of, batch, target), self.parameters):
@@ -208,24 +218,29 @@ class _Training:
                 schedule.step()
             else:
                 self.left_out += 1
-            if i % self.lessons.size == 0 or i == steps:
-                found = _exam(self.student, self.lessons.exam, self.lessons, self.outputs)
+            if step % self.lessons.size == 0 or step == steps:
+                found = self._loss(self.lessons.exam)
                 self.best.consider(found)
                 least = min(least, found)
                 if not math.isfinite(found):
                     break
         return least
 
-    def _loss_of(self, batch: Batch, target: Tensor) -> Tensor:
-        return self.lessons.loss(self.outputs(batch), target)
-
     def _stream(self, rounds: int) -> Iterator[Lesson]:
         """Yield lessons of these rounds in random order, without an end."""
-        size = self.lessons.size
-        order = torch.Generator().manual_seed(self.seed)
+        size, order = self.lessons.size, torch.Generator().manual_seed(self.seed)
         while True:
             for i in torch.randperm(rounds * size, generator=order).tolist():
                 yield self.lessons.round(i // size, self.teacher)[i % size]
+
+    def _loss_of(self, batch: Batch, target: Tensor) -> Tensor:
+        return self.lessons.loss(self.outputs(batch), target)
+
+    def _loss(self, several: Sequence[Lesson]) -> float:
+        """Return the loss over several lessons; infinity without a solution."""
+        with evaluation(self.student), suppress(SolverError):
+            return weighted([float(self._loss_of(batch, target)) for batch, target in several], several)
+        return math.inf
 
 
 def _gradients(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> bool:
@@ -239,12 +254,6 @@ def _gradients(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -
         return False
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return all(bool(gradient.isfinite().all()) for gradient in gradients)
-
-
-def _exam(network: nn.Module, exam: Sequence[Lesson], lessons: Lessons, outputs: Callable[[Batch], Any]) -> float:
-    with evaluation(network), suppress(SolverError):
-        return weighted([float(lessons.loss(outputs(batch), target)) for batch, target in exam], exam)
-    return math.inf
 
 
 def _balance_scales(network: nn.Module, layer: ReducedODELayer, batches: Iterable[Batch]) -> None:

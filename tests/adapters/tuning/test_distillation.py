@@ -36,7 +36,8 @@ def test_the_loss_is_that_of_values_whatever_the_metric(metric):
     tuned = distill(network, small, X.double(), validation=held_out, epochs=20)
     exact = network(held_out).detach()
     for net, found in ((small, tuned.ode.explain().tuning.before), (tuned, tuned.ode.explain().tuning.after)):
-        assert found == pytest.approx(float((net(held_out) - exact).square().mean() / exact.var(correction=0)))
+        difference = net(held_out).detach() - exact
+        assert found == pytest.approx(float(difference.square().mean() / exact.var(correction=0)))
     assert error(tuned, network, held_out) < 0.8 * error(small, network, held_out)
 
 
@@ -200,7 +201,7 @@ def test_steps_that_are_not_finite_are_left_out():
     tuned = distill(network, small, [*good[:64].split(8), bad], validation=good[64:], epochs=5)
     assert all(parameter.isfinite().all() for parameter in tuned.parameters())
     assert error(tuned, network, good[64:]) < error(small, network, good[64:])
-    with pytest.warns(NothingLearntWarning, match="2 of 2 steps had no finite loss or gradient"):
+    with pytest.warns(NothingLearntWarning, match="4 of 4 steps had no finite loss or gradient"):
         back = distill(network, small, [bad], validation=good, epochs=2)
     assert all(torch.equal(value, small.state_dict()[key]) for key, value in back.state_dict().items())
 

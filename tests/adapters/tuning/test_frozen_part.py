@@ -8,11 +8,12 @@ from torch import nn
 
 from networks import NETWORKS, Parts, Tanh
 from torchmor.adapters import ODELayer, reduce_network
+from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.layers.reduced_layer import ReducedODELayer
 from torchmor.adapters.networks.calibration import Calibration
 from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.tuning import frozen_part as module
-from torchmor.adapters.tuning.frozen_part import remembered
+from torchmor.adapters.tuning.frozen_part import Memory, remembered
 from torchmor.engine.errors import LittleGainWarning, SolverError
 
 X = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
@@ -79,14 +80,30 @@ def test_once_for_each_batch():
     assert small.head.calls - looked[1] == 4 * len(data)
 
 
-def test_not_where_it_takes_too_much_memory(monkeypatch):
-    monkeypatch.setattr(module, "REMEMBERED_BYTES", 60 * 10 * 4 - 1)
+def test_only_what_there_is_memory_for(monkeypatch):
+    monkeypatch.setattr(module, "REMEMBERED_BYTES", 45 * 10 * 4)  # two batches of 20 of float32
     small, data = counting(), batches()
     with remembered(small, [small.ode], data[0]) as outputs, torch.no_grad():
         looked = small.stem.calls
         for _ in range(4):
-            outputs(data[0])
-    assert small.stem.calls - looked == 4
+            for batch in data:
+                outputs(batch)
+    assert small.stem.calls - looked == 2 + 4
+
+
+def test_copies_share_what_they_remember():
+    """Those with other weights before the layer do not."""
+    small, data, memory = counting(), batches(), Memory()
+    for other, calls in ((small, 3), (copied(small), 0), (counting(), 0), (copied(small).requires_grad_(False), 3)):
+        other.stem.calls = 0
+        if calls and other is not small:
+            other.stem.weight.mul_(2.0)
+        with remembered(other, [other.ode], data[0], memory) as outputs, torch.no_grad():
+            looked = other.stem.calls
+            found = [outputs(batch) for batch in data]
+            assert other.stem.calls - looked == calls
+        for batch, value in zip(data, found, strict=True):
+            torch.testing.assert_close(value, call_network(other, batch), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
