@@ -66,8 +66,8 @@ from torchmor.engine.explanation import Explanation, Trial
 from torchmor.engine.reduction import Reduction, SnapshotReductor
 from torchmor.engine.sizes import ReductionRequest, Size
 
-#: The share of the offline time in which the result is timed, and how many seconds at most.
-CLOCK_SHARE, CLOCK_MOST_S = 0.1, 5.0
+#: The share of the offline time in which the result is timed, and how many seconds at least and at most.
+CLOCK_SHARE, CLOCK_LEAST_S, CLOCK_MOST_S = 0.1, 0.3, 5.0
 
 #: Calibration data of fewer samples is refused.
 LEAST_SAMPLES = 4
@@ -252,7 +252,7 @@ class NetworkReductor:
         if chosen is None:
             coarse = self._steps_within(errors.get("network output", 0.0))
         batch = next(iter(replace(self._calibration, mask=None)))
-        budget_s = min(CLOCK_SHARE * (now() - self._began), CLOCK_MOST_S)
+        budget_s = min(max(CLOCK_SHARE * (now() - self._began), CLOCK_LEAST_S), CLOCK_MOST_S)
         clock = clocked(self._copy, small.network, self.name, batch, coarse, budget_s, self.seed)
         reduced.explanation = Explanation(
             parts=reduction.parts,
