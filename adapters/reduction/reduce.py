@@ -151,7 +151,8 @@ def reduce_network(
     NotReducedWarning
         The sizes shrink nothing.
     LittleGainWarning
-        The reduced layer costs hardly less than the full one.
+        The reduced layer is hardly faster than the full one with its own solver, or with coarse steps that would do,
+        neither for one sample nor for a batch of the calibration data.
 
     References
     ----------

@@ -406,16 +406,20 @@ def test_adequate_steps_are_the_cheapest_that_give_the_same_output(name):
     assert (f"{found.adequate} would do" in found.advice) == bool(enough)
 
 
-def decaying(n=80, of=3, **settings):
-    """y' = −y, from states of a small affine subspace that misses the origin: their span has one dimension more."""
-    func = Parts(lambda self, t, y: -y)
-    return chain(stem=nn.Linear(of, n), ode=ODELayer(func, **settings), head=nn.Linear(n, 2)).double()
+def decaying(n=80, of=3, rate=1.0):
+    """y' = −rate y, from states of an affine subspace: their span has one dimension more."""
+    func = Parts(lambda self, t, y: -rate * y)
+    return chain(stem=nn.Linear(of, n), ode=ODELayer(func), head=nn.Linear(n, 2)).double()
 
 
 def test_rank_is_the_dimension_of_the_states():
     """Law: the variance of the states along the solve without its so many largest parts is at most 1e-4 of all."""
     (found,) = find_ode_layers(decaying(), torch.randn(30, 3, dtype=torch.float64))
     assert found.energy_rank == 4
+    far = decaying(rate=0.0)
+    far.stem.bias.data += 100
+    (found,) = find_ode_layers(far, torch.randn(30, 3, dtype=torch.float64))
+    assert found.energy_rank == 3, "the mean does not count"
     entry = NETWORKS["dense"]
     x = entry.batch(100)
     states = collect_snapshots(entry.network(), entry.layer, x).y
