@@ -106,7 +106,7 @@ class FewSamplesWarning(TorchmorWarning):
 
 
 class LittleGainWarning(TorchmorWarning):
-    """The reduced layer costs hardly less than the full one: a reduction does not pay at these sizes."""
+    """The reduced layer is hardly faster than the full one: a reduction does not pay at these sizes."""
 
 
 class FrozenArgumentWarning(TorchmorWarning):

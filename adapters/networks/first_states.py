@@ -13,6 +13,7 @@ from torchmor.adapters.layers.ode_layer import ODELayer
 from torchmor.adapters.models.to_pymor import full_order_model
 from torchmor.adapters.networks.calibration import Batch
 from torchmor.adapters.networks.evaluation import call_network
+from torchmor.engine.stages import StageChain
 
 #: States that are kept.
 MOST = 4
@@ -39,8 +40,8 @@ def first_states(layer: ODELayer) -> Iterator[list[FirstStates]]:
         yield found
 
 
-def check_traceable(network: nn.Module, layer: ODELayer, batch: Batch) -> None:
-    """Trace the ODE function of a layer at the first states that its solver takes on a batch.
+def check_traceable(network: nn.Module, layer: ODELayer, batch: Batch) -> StageChain:
+    """Trace the ODE function of a layer at the first states that its solver takes on a batch; returns its stages.
 
     Raises
     ------
@@ -49,4 +50,4 @@ def check_traceable(network: nn.Module, layer: ODELayer, batch: Batch) -> None:
     """
     with evaluation(network), first_states(layer) as found:
         call_network(network, batch)
-    full_order_model(layer, found[0].y, found[0].u)
+    return full_order_model(layer, found[0].y, found[0].u).operator.chain

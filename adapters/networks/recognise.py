@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from torchmor.adapters.layers.evaluation import evaluation
@@ -19,6 +21,7 @@ from torchmor.adapters.layers.solved_block import CallForm, SolvedBlock
 from torchmor.adapters.networks import torchdyn_layers
 from torchmor.adapters.networks.batching import find_batched
 from torchmor.adapters.networks.calibration import Batch, length
+from torchmor.adapters.networks.difference import Difference
 from torchmor.adapters.networks.equivalence import Run
 from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.networks.first_states import check_traceable
@@ -27,8 +30,10 @@ from torchmor.adapters.networks.stand_in import replaced, run_variants
 from torchmor.adapters.networks.timing import now
 from torchmor.adapters.networks.variants import variants
 from torchmor.adapters.solving.solve_settings import ADAPTIVE_METHODS
-from torchmor.adapters.solving.steps import solver_name
+from torchmor.adapters.solving.steps import COARSE, Steps, solved_by, solver_name
+from torchmor.adapters.solving.torch_private import tree_leaves
 from torchmor.engine.errors import CalibrationError, TorchmorError
+from torchmor.engine.stages import StageChain
 from torchmor.engine.text_table import text_table
 
 #: The share of run time is the median of so many passes.
@@ -37,7 +42,28 @@ TIMED_PASSES = 3
 #: What a module returns that goes on to run its own forward.
 OWN = "by its own forward"
 
-_HEADINGS = ("name", "kind", "ODE function", "state", "solver", "output", "evaluations", "time", "can be reduced")
+#: Coarse steps are adequate if the network's output differs by so much at most, relative to its size.
+ADEQUATE = 0.02
+
+#: The share of the states' energy that a rank may leave out, and of how many samples and times it is taken.
+LEFT_OUT, RANK_SAMPLES, RANK_TIMES = 1e-4, 128, 4
+
+#: States and stages up to this size are evaluated in hardly any time, and layers below this share of it do not matter.
+SMALL, LEAST_SHARE = 64, 0.1
+
+_HEADINGS = (
+    "name",
+    "kind",
+    "ODE function",
+    "state",
+    "solver",
+    "output",
+    "evaluations",
+    "time",
+    "enough steps",
+    "rank",
+    "can be reduced",
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +91,14 @@ class FoundLayer:
         Share of the solves in the network's run time, between 0 and 1.
     obstacle
         Why it cannot be reduced, and what to do; "" if it can.
+    adequate
+        The cheapest coarse steps, cheaper than its solver, that change the network's output on the example by at most
+        2 %, in words; "" if none that were tried do.
+    energy_rank
+        How many dimensions hold 99.99 % of the variance of the states along the solve; None where the example has too
+        few samples to tell.
+    advice
+        Whether it can profit, or why not, and what else to do.
     """
 
     name: str
@@ -76,6 +110,9 @@ class FoundLayer:
     evaluations: int
     time_share: float
     obstacle: str
+    adequate: str
+    energy_rank: int | None
+    advice: str
 
     @property
     def reducible(self) -> bool:
@@ -102,26 +139,31 @@ class FoundLayers(list[FoundLayer]):
                 one.output or "-",
                 str(one.evaluations),
                 f"{100 * one.time_share:.0f} %",
+                one.adequate or "-",
+                "-" if one.energy_rank is None else str(one.energy_rank),
                 "yes" if one.reducible else "no",
             )
             for one in self
         ]
-        return "\n".join(text_table(rows) + [f"{one.name!r}: {one.obstacle}" for one in self if one.obstacle])
+        said = [f"{one.name!r}: {words}" for one in self for words in (one.obstacle, one.advice) if words]
+        return "\n".join(text_table(rows) + said)
 
 
 def find_ode_layers(network: nn.Module, *example: Any) -> list[FoundLayer]:
-    """List the modules of a network that solve ODEs, with what they cost and whether they can be reduced.
+    """List the modules of a network that solve ODEs, with what they cost and what a reduction could save.
 
     A copy of the network runs on the example in eval mode. Solves are found as they happen, so it does not matter how
     torchdiffeq was imported or where it is called; a solve belongs to the innermost module whose forward is running.
-    Each is repeated outside of its module, and its ODE function traced, to see whether it can be reduced.
+    Each is repeated outside of its module, and its ODE function traced, to see whether it can be reduced. What that
+    could save is estimated: from the sizes of state and stages, the dimensions that the states take up, the layer's
+    share of the time, and coarse steps that would do as well.
 
     Parameters
     ----------
     network
         The network; it is not changed.
     *example
-        Arguments of one call, with at least two samples if possible.
+        Arguments of one call, with at least two samples if possible, and a hundred to tell more.
 
     Returns
     -------
@@ -173,23 +215,33 @@ def _found(network: nn.Module, name: str, runs: Sequence[Run], share: float) -> 
     solve, module = call.solves[0], call.module
     func, output, obstacle, layer = solve.func, "", "", None
     kind = "torchdyn" if torchdyn_layers.is_neural_ode(module) else "torchdiffeq"
-    batch_dims = 1
+    batch_dims, evaluations = 1, _evaluations(runs[0].calls, name)
+    steps, chain, rank, advice = None, None, None, []
+    y0 = solve.y0 if isinstance(solve.y0, Tensor) else solve.y0[0]
     try:
         if isinstance(module, ODELayer):
             kind, func, layer, output = "ODELayer", module.func, module, module.output
-            check_traceable(network, layer, runs[0].variant.batch)
+            found, layer_name = network, name
         else:
             found, layer_name = replaced(network, name, module, runs)
             layer, block = find_layer(found, layer_name), found.get_submodule(name)
             form = block.form if isinstance(block, SolvedBlock) else own_form(block)
             batch_dims = 1 if form is None else form.batch_dims
             output = _output_words(form) if isinstance(form, CallForm) else layer.output if form is None else OWN
-            check_traceable(found, layer, runs[0].variant.batch)
+        steps = _adequate_steps(found, layer_name, solve.evaluations, runs[0])
+        chain = check_traceable(found, layer, runs[0].variant.batch)
     except TorchmorError as error:
         obstacle = str(error)
     except Exception as error:  # of the user's code, at an example of another size: it must not hide the other layers
         obstacle = f"its ODE function fails on part of the example ({type(error).__name__}: {error})"
-    y0 = solve.y0 if isinstance(solve.y0, Tensor) else solve.y0[0]
+    if layer is not None and chain is not None:
+        rank = _energy_rank(found, layer, runs[0].variant.batch, evaluations)
+        advice.append(_profit(share, chain, rank))
+    if steps is not None:
+        advice.append(
+            f"{steps} would do: the network's output stays the same within {100 * ADEQUATE:g} %, with "
+            f"{solve.evaluations / steps.evaluations:.3g} times fewer evaluations"
+        )
     return FoundLayer(
         name,
         kind,
@@ -197,10 +249,68 @@ def _found(network: nn.Module, name: str, runs: Sequence[Run], share: float) -> 
         tuple(y0.shape[batch_dims:]),
         _solver_words(call.module, solve, layer),
         output,
-        _evaluations(runs[0].calls, name),
+        evaluations,
         share,
         obstacle,
+        "" if steps is None else str(steps),
+        rank,
+        "; ".join(advice),
     )
+
+
+def _adequate_steps(network: nn.Module, name: str, evaluations: int, run: Run) -> Steps | None:
+    """Return the cheapest coarse steps of less evaluations that give the network's output, within `ADEQUATE`."""
+    cheaper = [steps for steps in COARSE if steps.evaluations < evaluations]
+    for steps in sorted(cheaper, key=lambda steps: steps.evaluations):
+        with suppress(Exception):  # whatever the user's code says to states that diverge
+            coarse, difference = solved_by(network, name, steps), Difference()
+            with evaluation(coarse):
+                torch.manual_seed(0)  # as in the run
+                output = call_network(coarse, run.variant.batch)
+            for exact, value in zip(tree_leaves(run.output), tree_leaves(output), strict=True):
+                if isinstance(exact, Tensor) and exact.is_floating_point():
+                    difference.add(exact, value)
+            if difference.size > 0 and difference.relative <= ADEQUATE:
+                return steps
+    return None
+
+
+def _energy_rank(network: nn.Module, layer: ODELayer, batch: Batch, evaluations: int) -> int | None:
+    """Return how many dimensions hold nearly all variance of the states; None if that could be for want of samples."""
+    seen, states = 0, []
+
+    def observe(t: Tensor, y: Tensor, u: Tensor | None) -> None:
+        nonlocal seen
+        if seen % -(-evaluations // RANK_TIMES) == 0:  # not all: they might not fit into memory
+            states.append(y[:RANK_SAMPLES].flatten(1).double())
+        seen += 1
+
+    with evaluation(network), layer.observe(observe):
+        call_network(network, batch)
+    if len({y.shape[1] for y in states}) != 1 or not all(y.isfinite().all() for y in states):
+        return None
+    centred = torch.cat(states) - torch.cat(states).mean(0)
+    gram = centred @ centred.mT if len(centred) < centred.shape[1] else centred.mT @ centred
+    energies = torch.linalg.eigvalsh(gram).clamp(min=0).flip(0)
+    left = energies.sum() - energies.cumsum(0)
+    rank = int((left > LEFT_OUT * energies.sum()).sum()) + 1
+    return rank if 2 * rank <= len(states[0]) else None
+
+
+def _profit(share: float, chain: StageChain, rank: int | None) -> str:
+    """Return in words whether a reduction can save time."""
+    n, widest = chain.state_size, max((stage.size for stage in chain.stages), default=0)
+    if share < LEAST_SHARE:
+        return f"a reduction saves little: {100 * share:.0f} % of the time is spent in the layer"
+    if max(n, widest) <= SMALL:
+        return f"a reduction saves little: a state of {n} entries and stages of at most {widest} are small already"
+    if n <= SMALL:
+        return f"can profit: stages of {widest} entries can shrink, while the state of {n} is small already"
+    if rank is None:
+        return f"can profit if the states lie near a small subspace of their {n} dimensions: give more samples to tell"
+    if 2 * rank > n:
+        return f"a reduction saves little: the states take up {rank} of their {n} dimensions"
+    return f"can profit: {rank} of {n} dimensions hold 99.99 % of the variance of the states"
 
 
 def _function_name(network: nn.Module, func: Any) -> str:

@@ -62,8 +62,8 @@ from torchmor.engine.explanation import MOST_SINGULAR_VALUES, Explanation, Trial
 from torchmor.engine.findings import Clock, Tuning
 from torchmor.engine.sizes import ReductionRequest, Size
 
-#: The share of the offline time in which the result is timed, and how many seconds at most.
-CLOCK_SHARE, CLOCK_MOST_S = 0.1, 5.0
+#: The share of the offline time in which the result is timed, and how many seconds at least and at most.
+CLOCK_SHARE, CLOCK_LEAST_S, CLOCK_MOST_S = 0.1, 0.3, 5.0
 
 #: Samples in a batch that operators are tuned to; and with fewer batches, each pass counts as several.
 LESSON_SAMPLES, LEAST_LESSONS = 128, 8
@@ -384,8 +384,8 @@ class NetworkReductor:
 
     def _clock(self, material: Material, small: Small, rival: FixedSteps | None) -> Clock:
         """Return times beside the full network's, measured in at most a tenth of the time that has passed."""
-        batch = next(iter(material.fit))
-        budget = min(CLOCK_SHARE * (now() - self._began), CLOCK_MOST_S)
+        batch = next(iter(self._calibration))
+        budget = min(max(CLOCK_SHARE * (now() - self._began), CLOCK_LEAST_S), CLOCK_MOST_S)
         return clocked(material.copy, small.network, self.name, batch, rival, budget, self.seed)
 
     def _tuner(self, material: Material, augment: Augment | None) -> Tune:

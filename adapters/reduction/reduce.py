@@ -174,7 +174,8 @@ def reduce_network(
     NotReducedWarning
         The sizes shrink nothing.
     LittleGainWarning
-        The reduced layer is hardly faster than the full one, with its own solver or with coarse steps that would do.
+        The reduced layer is hardly faster than the full one with its own solver, or with coarse steps that would do,
+        neither for one sample nor for a batch of the calibration data.
     FewSamplesWarning
         There are few calibration samples for these sizes.
 

@@ -1,9 +1,11 @@
 """Layers that people wrote without torchmor: found, replaced by what does the same, reduced; and what is refused."""
 
 import copy
-import functools
 import pickle
+import re
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torchdiffeq
@@ -23,9 +25,13 @@ from torchmor.adapters import (
     save,
 )
 from torchmor.adapters.layers.own_forward import own_form
+from torchmor.adapters.networks import recognise
 from torchmor.adapters.networks.calibration import Calibration
+from torchmor.adapters.networks.evaluation import recorded_calls
+from torchmor.adapters.networks.recognise import ADEQUATE, LEFT_OUT
 from torchmor.adapters.networks.stand_in import with_ode_layer
 from torchmor.adapters.reduction import size_search
+from torchmor.adapters.solving.steps import COARSE, solved_by
 from torchmor.engine.errors import CalibrationError, NotReducedWarning
 
 pytestmark = pytest.mark.slow
@@ -174,7 +180,7 @@ def by_private_import(self, y):
 
 
 SOLVERS = {"adaptive": torchdiffeq.odeint_adjoint}
-euler = functools.partial(torchdiffeq.odeint, method="euler")
+euler = partial(torchdiffeq.odeint, method="euler")
 
 
 class Holder:
@@ -362,8 +368,11 @@ def test_table():
     lines = str(found).splitlines()
     assert lines[0].split("  ")[0] == "name" and lines[0].endswith("can be reduced")
     assert "dopri5, rtol 0.001, atol 0.0001" in lines[1] and "4 RK4 steps" in lines[2] and lines[3].endswith("no")
-    assert lines[4].startswith("'third': expected a solve between given times, got one that stops at an event")
-    assert [line.split()[0] for line in str(found[0]).splitlines()] == ["name", "'first'"]
+    assert [line.split()[0] for line in lines[4:]] == ["'first':", "'second':", "'third':"]
+    assert lines[4] == f"'first': {found[0].advice}" and lines[1].split("  ")[-1].strip() == "yes"
+    assert f" {found[0].adequate} " in lines[1] and f"{100 * found[0].time_share:.0f} %" in lines[1]
+    assert lines[6].startswith("'third': expected a solve between given times, got one that stops at an event")
+    assert [line.split()[0] for line in str(found[0]).splitlines()] == ["name", "'first'", "'first':"]
     assert str(find_ode_layers(nn.Linear(5, 5), torch.randn(3, 5))).startswith("no module solves an ODE")
 
 
@@ -374,6 +383,93 @@ def test_ode_layers_are_found(name):
     layer = entry.network().get_submodule(entry.layer)
     assert (found.name, found.kind, found.output) == (entry.layer, "ODELayer", layer.output) and found.reducible
     assert found.evaluations == collect_snapshots(entry.network(), entry.layer, entry.batch(6)).nfe[0]
+
+
+# -- what a reduction could save --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *FOREIGN])
+def test_adequate_steps_are_the_cheapest_that_give_the_same_output(name):
+    """Law: with them the network's output differs by 2 % at most; with any that are cheaper, by more."""
+    entry = {**NETWORKS, **FOREIGN}[name]
+    arguments = entry.batch(6)
+    (found,) = find_ode_layers(entry.network(), *arguments)
+    attribute = getattr(entry, "input_attribute", None)
+    network, layer = with_ode_layer(entry.network(), entry.layer, Calibration([arguments]), attribute)
+    with torch.no_grad(), recorded_calls(network.get_submodule(layer)) as solves:
+        exact = network(*arguments)
+        evaluations = found.evaluations / len(solves)
+        missed = {one: (solved_by(network, layer, one)(*arguments) - exact).norm() / exact.norm() for one in COARSE}
+    ordered = sorted(COARSE, key=lambda one: one.evaluations)
+    enough = [str(one) for one in ordered if missed[one] <= ADEQUATE and one.evaluations < evaluations]
+    assert found.adequate == (enough or [""])[0]
+    assert (f"{found.adequate} would do" in found.advice) == bool(enough)
+
+
+def decaying(n=80, of=3, rate=1.0):
+    """y' = −rate y, from states of an affine subspace: their span has one dimension more."""
+    func = Parts(lambda self, t, y: -rate * y)
+    return chain(stem=nn.Linear(of, n), ode=ODELayer(func), head=nn.Linear(n, 2)).double()
+
+
+def test_rank_is_the_dimension_of_the_states():
+    """Law: the variance of the states along the solve without its so many largest parts is at most 1e-4 of all."""
+    (found,) = find_ode_layers(decaying(), torch.randn(30, 3, dtype=torch.float64))
+    assert found.energy_rank == 4
+    far = decaying(rate=0.0)
+    far.stem.bias.data += 100
+    (found,) = find_ode_layers(far, torch.randn(30, 3, dtype=torch.float64))
+    assert found.energy_rank == 3, "the mean does not count"
+    entry = NETWORKS["dense"]
+    x = entry.batch(100)
+    states = collect_snapshots(entry.network(), entry.layer, x).y
+    energies = np.linalg.svd(states - states.mean(1, keepdims=True), compute_uv=False) ** 2
+    left = 1 - np.cumsum(energies) / energies.sum()
+    (found,) = find_ode_layers(entry.network(), *x)
+    assert found.energy_rank == np.argmax(left <= LEFT_OUT) + 1
+    (found,) = find_ode_layers(decaying(), torch.randn(5, 3, dtype=torch.float64))
+    assert found.energy_rank is None, "five samples span little, whatever the states are"
+
+
+def hidden(n, width):
+    func = Parts(lambda self, t, y: self.b(torch.tanh(self.a(y))), a=nn.Linear(n, width), b=nn.Linear(width, n))
+    return chain(stem=nn.Linear(100, n), ode=ODELayer(func, method="euler"), head=nn.Linear(n, 2)).double()
+
+
+@pytest.mark.parametrize(
+    ("make", "samples", "share", "words"),
+    [
+        (decaying, 30, 0.03, "a reduction saves little: 3 % of the time is spent in the layer"),
+        (decaying, 30, 0.5, "can profit: 4 of 80 dimensions hold 99.99 % of the variance of the states"),
+        (decaying, 5, 0.5, "can profit if .* small subspace of their 80 dimensions: give more samples to tell"),
+        (
+            partial(decaying, of=60),
+            128,
+            0.5,
+            "a reduction saves little: the states take up 6[01] of their 80 dimensions",
+        ),
+        (
+            partial(hidden, 15, 50),
+            30,
+            0.5,
+            ".* little: a state of 15 entries and stages of at most 50 are small already",
+        ),
+        (partial(hidden, 15, 90), 30, 0.5, "can profit: stages of 90 .* can shrink, while the state of 15 is small"),
+    ],
+)
+def test_advice(make, samples, share, words, monkeypatch):
+    monkeypatch.setattr(recognise, "_time_shares", lambda network, batch, names: dict.fromkeys(names, share))
+    network = make()
+    (found,) = find_ode_layers(network, torch.randn(samples, network.stem.in_features, dtype=torch.float64))
+    assert re.match(words, found.advice)
+
+
+def test_coarse_steps_are_known_where_the_function_cannot_be_reduced():
+    func = Parts(lambda self, t, y: -y.sort(1).values)
+    network = chain(stem=nn.Linear(3, 80), ode=ODELayer(func, rtol=1e-8)).double()
+    (found,) = find_ode_layers(network, torch.randn(6, 3, dtype=torch.float64))
+    assert not found.reducible and found.energy_rank is None
+    assert found.advice.startswith(f"{found.adequate} would do: the network's output stays the same within 2 %, with ")
 
 
 def test_function_that_fails_does_not_hide_the_others():

@@ -40,7 +40,18 @@ def test_a_slow_call_is_repeated_less_often(monkeypatch):
         return [timed[s].repeats for s in calls]
 
     assert repeats(12.0) == repeats(100.0) == [15, 3]
-    assert repeats(12.0, fewest=1) == [15, 2] and repeats(100.0, fewest=1) == [15, 1]
+    assert repeats(9.0, fewest=1) == [15, 2] and repeats(100.0, fewest=1) == [15, 1]
+
+
+def test_disturbances_do_not_make_repeats_few(monkeypatch):
+    clock, durations = [0.0], iter([50.0] * (WARM_UP + 2) + [1.0] * 100)
+    monkeypatch.setattr(timing, "now", lambda: clock[0])
+
+    def call():
+        clock[0] += next(durations)
+
+    timed = compare_times({"call": call}, budget_s=10.0)["call"]
+    assert (timed.wall_s, timed.repeats) == (1.0, 9)
 
 
 def test_calls_are_interleaved():
