@@ -191,8 +191,9 @@ def _sizes(explanation: Explanation) -> str:
         words += [f"{_counted(count, 'stage')} {fate}"] if count else []
     kept = f"{state.name} {state.full:,} kept"
     sizes = ", ".join([kept if state.fate == "kept" else f"{state.name} {state.full:,} -> {state.reduced:,}", *words])
-    chosen = explanation.chosen
-    return sizes if chosen is None or explanation.since else f"{sizes}, with {chosen.solver}"
+    if explanation.chosen is None or explanation.since:
+        return sizes
+    return f"{sizes}, with {explanation.chosen.solver}"
 
 
 def _unmeasured(explanation: Explanation) -> set[str]:

@@ -147,7 +147,7 @@ class SnapshotReductor:
     def reduce_as(self, request: ReductionRequest) -> Reduction:
         """Reduce the model as :meth:`reduce` does, for a request that is checked already."""
         self._sampler.spectra = {}
-        with log_levels({"pymor": "WARNING"}):
+        with log_levels({"pymor": "WARNING", "torchmor.engine": "WARNING"}):  # these are details of our own log
             sizes = check_sizes(self.chain, request)
             state, state_part = self._state(request)
             r = self.chain.state_size if state is None else state.trial.shape[1]

@@ -228,7 +228,7 @@ class ReducedODELayer(SolvingLayer):
     # -- what the reduction left behind ---------------------------------------------------------------------------
 
     def explain(self) -> Explanation:
-        """Return what was reduced, what was kept and why, with sizes, constants and errors; print it to read it.
+        """Return what was gained and lost, what was reduced and kept and why; print it to read it, or `plot()` it.
 
         Where the parameters or the solver were changed since, it says so, and leaves out what was measured before.
         """

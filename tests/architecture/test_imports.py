@@ -14,7 +14,7 @@ from torchmor.adapters import ODELayer, reduce_network, save
 
 pytestmark = pytest.mark.slow
 
-NOT_FOR_INFERENCE = ("pymor", "scipy", "torchdiffeq")
+NOT_FOR_INFERENCE = ("pymor", "scipy", "torchdiffeq", "matplotlib")
 TORCH = ("torch", "torchdiffeq", "functorch", "torchgen")
 
 # The reduced layer of a file, run on inputs given by a formula; the output's digits are exact.

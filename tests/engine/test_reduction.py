@@ -1,5 +1,7 @@
 """POD–DEIM of an ODE layer's model: sizes, rules, laws and errors."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -357,3 +359,14 @@ def test_balanced_reduction_keeps_its_spectrum_and_offset(layered):
     rule = reductor.reduce(energy_rtol=0.3, basis="balanced", selection="omp", fit="least_squares")
     squares, r = rule.singular_values["state"] ** 2, rule.parts[0].reduced
     assert squares[r:].sum() <= 0.3**2 * squares.sum() < squares[r - 1 :].sum()
+
+
+def test_users_who_read_the_log_see_nothing_of_reductors(layered, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    fom, y, _ = layered
+    reductor, records = OdeLayerReductor, []
+    monkeypatch.setattr(reductor._logger, "handle", records.append)
+    before = reductor._logger.isEnabledFor(logging.INFO)
+    SnapshotReductor(fom, y).reduce(state_dim=4, points=6)
+    assert not records
+    assert before and reductor._logger.isEnabledFor(logging.INFO), "as before"

@@ -7,9 +7,9 @@ from torch import nn
 from networks import Parts, Tanh, dense
 from torchmor.adapters import ODELayer, reduce_network
 from torchmor.adapters.networks.calibration import Calibration
-from torchmor.adapters.reduction import lessons as module
-from torchmor.adapters.reduction.lessons import TEACHING_SHARE, Lessons, mixed
-from torchmor.adapters.reduction.tuning import tune
+from torchmor.adapters.tuning import lessons as module
+from torchmor.adapters.tuning.lessons import TEACHING_SHARE, Lessons, mixed
+from torchmor.adapters.tuning.training import tune
 from torchmor.adapters.solving.steps import solved_by
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError, UnsupportedOperationError
 

@@ -9,9 +9,9 @@ from networks import dense
 from torchmor.adapters import distill, reduce_network
 from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.networks.calibration import Calibration
-from torchmor.adapters.reduction import tuning as module
-from torchmor.adapters.reduction.lessons import Lessons
-from torchmor.adapters.reduction.tuning import RATES, tune
+from torchmor.adapters.tuning import training as module
+from torchmor.adapters.tuning.lessons import Lessons
+from torchmor.adapters.tuning.training import RATES, tune
 from torchmor.engine.errors import NothingLearntWarning
 from torchmor.engine.findings import Tuning
 
