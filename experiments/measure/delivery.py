@@ -27,6 +27,9 @@ from torchmor.experiments.measure.timing import compare_times
 #: The largest loss that a call without `max_loss` allows, by metric.
 DEFAULT_LOSS = {"relative": 0.02, "agreement": 0.01, "accuracy": 0.005}
 
+#: What is timed.
+PARTS: tuple[Literal["layer", "network"], ...] = ("layer", "network")
+
 #: What came of a call: a reduced network, or an error with the best one found, with coarse steps, or with neither.
 Ending = Literal["reduced", "best", "steps", "nothing"]
 
@@ -131,11 +134,14 @@ class Delivery:
     said: str
 
     @property
+    def bound(self) -> float | None:
+        """The bound of the loss that was stated; None if none was."""
+        return None if self.confirmed is None else self.confirmed.bound
+
+    @property
     def held(self) -> bool | None:
-        """Whether the loss on test data is within the bound that was stated; None if none was."""
-        if self.loss is None or self.confirmed is None or self.confirmed.bound is None:
-            return None
-        return self.loss <= self.confirmed.bound
+        """Whether the loss on test data is within that bound."""
+        return None if self.loss is None or self.bound is None else self.loss <= self.bound
 
     def gains(self, part: Literal["layer", "network"], batch: int) -> tuple[float, float] | None:
         """Return how many times as fast it is as the full one, with its own solver and with its cheapest adequate one.
@@ -152,7 +158,7 @@ class Delivery:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Delivery":
+    def from_json(cls, data: dict[str, Any]) -> "Delivery":
         """Return the delivery that `to_json` made the data of."""
         kinds = {
             "confirmed": lambda found: ConfirmedLoss(**found),
@@ -178,7 +184,9 @@ def deliver(key: str, call: Call, *, timing_threads: int | None = None, budget_s
         Seconds that the timed calls of a part at a batch may take.
     """
     start = time.perf_counter()
-    said, ending, small = "", "reduced", None
+    small: nn.Module | None
+    ending: Ending = "reduced"
+    said = ""
     try:
         small = reduce_network(
             call.network,
@@ -203,9 +211,9 @@ def deliver(key: str, call: Call, *, timing_threads: int | None = None, budget_s
         found="" if small is None else _words(small.get_submodule(call.name), explanation),
         loss=None if small is None else call.loss(small, call.test),
         layer_error=None if small is None else _layer_error(call, small),
-        confirmed=explanation and explanation.confirmed,
-        tuning=explanation and explanation.tuning,
-        clock=explanation and explanation.clock,
+        confirmed=None if explanation is None else explanation.confirmed,
+        tuning=None if explanation is None else explanation.tuning,
+        clock=None if explanation is None else explanation.clock,
         times=None if small is None or timing_threads is None else _times(call, small, timing_threads, budget_s),
         accuracy=None
         if call.metric == "relative"
@@ -241,7 +249,8 @@ def coarse_solvers(layer: SolvingLayer, most: int) -> list[FixedSteps]:
 
 def _what_is_left(error: NothingToReduceError) -> tuple[str, Ending, nn.Module | None]:
     """Return what an error says, and the network that it carries."""
-    for ending, name in (("best", "best"), ("steps", "network")):
+    attributes: tuple[tuple[Ending, str], ...] = (("best", "best"), ("steps", "network"))
+    for ending, name in attributes:
         network = getattr(error, name, None)
         if network is not None:
             return str(error), ending, network
@@ -284,7 +293,8 @@ def _times(call: Call, small: nn.Module, timing_threads: int, budget_s: float) -
     with threads(timing_threads):
         for batch in BATCHES:
             of_layer = layer_arguments(call.network, call.name, inputs[:batch])
-            for part, modules, arguments in (("layer", layers, of_layer), ("network", networks, (inputs[:batch],))):
+            for part in PARTS:
+                modules, arguments = (layers, of_layer) if part == "layer" else (networks, (inputs[:batch],))
                 calls = {i: partial(module, *arguments) for i, module in enumerate(modules)}
                 for i, timing in compare_times(calls, budget_s=budget_s, seed=call.seed).items():
                     of: Literal["reduced", "full"] = "full" if i else "reduced"

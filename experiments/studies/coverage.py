@@ -19,13 +19,19 @@ from torchmor.experiments.studies.training import solved_while
 KEY = "small"
 
 #: Sizes of vectors and outputs, units of the ODE layer, and the noise of labels.
-INPUTS, OUTPUTS, UNITS, NOISE = 6, 3, 128, 0.1
+INPUTS, OUTPUTS, UNITS, NOISE = 6, 3, 192, 0.1
 
 #: Samples to train, to calibrate, to validate where the metric has labels, and to test.
 TRAINED, CALIBRATION, VALIDATION, TEST = 2000, 600, 600, 20_000
 
 #: Steps and batches of the training.
 STEPS, BATCH, RATE = 300, 128, 3e-3
+
+#: All that, for a report.
+SMALL_IN_WORDS = (
+    f"{INPUTS} inputs, {UNITS} units, {OUTPUTS} outputs, AdamW, {STEPS} steps on {TRAINED:,} samples; {CALIBRATION:,} "
+    f"to calibrate, {VALIDATION:,} labelled ones to validate accuracies, {TEST:,} to test"
+)
 
 
 def small_call(seed: int) -> Call:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +16,7 @@ from torchmor.experiments.measure.progress import progress
 from torchmor.experiments.measure.surroundings import surroundings, threads_in_words
 from torchmor.experiments.report.one_call_report import print_one_call, write_one_call_report
 from torchmor.experiments.report.results_file import ResultsFile
-from torchmor.experiments.studies.coverage import KEY, small_call
+from torchmor.experiments.studies.coverage import KEY, SMALL_IN_WORDS, small_call
 from torchmor.experiments.studies.demo import TRAINING
 from torchmor.experiments.studies.functions import (
     Setting,
@@ -33,6 +33,9 @@ CALIBRATION = 5000
 
 #: Seconds of the timed calls of one part at one batch, and in a quick run.
 BUDGET_S, QUICK_BUDGET_S = 2.0, 0.1
+
+#: Networks, samples of each part of their data, and small networks of a quick run.
+QUICK_KEYS, QUICK_SAMPLES, QUICK_COVERAGE = ("latent", "dense"), 300, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,12 +135,15 @@ def run_one_call(
     setting.folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "data": {subject.key: subject.data.name for subject in chosen},
-        "calls": {subject.key: ", ".join(f"{name}={value!r}" for name, value in subject.options.items()) for subject in chosen},
+        "calls": {
+            subject.key: ", ".join(f"{name}={value!r}" for name, value in subject.options.items()) for subject in chosen
+        },
         "default loss": DEFAULT_LOSS,
-        "calibration": f"at most {CALIBRATION:,} training inputs; validation data is given, with labels where there are any",
+        "calibration": f"at most {CALIBRATION:,} training inputs; validation data, with labels where there are any",
+        "small networks": SMALL_IN_WORDS,
         "timing": threads_in_words(setting.timing_threads),
         **({"quick": "trainings are short"} if setting.quick else {}),
-        **surroundings(),
+        **{key: value for key, value in surroundings().items() if key != "threads"},
     }
     results = ResultsFile(setting.folder / "results.jsonl", settings, Delivery)
     if results.renamed is not None:
@@ -155,10 +161,18 @@ def run_one_call(
             bar.advance()
     titles = {subject.key: subject.title for subject in chosen}
     report = setting.folder / "report.html"
-    write_one_call_report(report, command, found, titles, settings)
-    print_one_call(console, found, titles)
+    write_one_call_report(report, command, found, titles, KEY, settings)
+    print_one_call(console, found, titles, KEY)
     console.print(f"\nReport: {report}", highlight=False, soft_wrap=True)
     return found
+
+
+def in_short(
+    chosen: Sequence[Subject], seeds: Sequence[int], coverage: int
+) -> tuple[list[Subject], Sequence[int], int]:
+    """Return few small networks, one seed, and few runs for the coverage: to see that everything works."""
+    few = [replace(one, data=one.data.shortened(QUICK_SAMPLES)) for one in chosen if one.key in QUICK_KEYS]
+    return few, seeds[:1], min(coverage, QUICK_COVERAGE)
 
 
 def _calls(
@@ -166,11 +180,10 @@ def _calls(
 ) -> Iterator[tuple[str, int, Callable[[], Call]]]:
     """Yield key, seed, and how to make the call: on the networks, and on small ones."""
     for seed in seeds:
-        of_seed = replace(setting, seed=seed)
         for subject in chosen:
-            yield subject.key, seed, lambda subject=subject, of_seed=of_seed: subject.call(of_seed)
+            yield subject.key, seed, partial(subject.call, replace(setting, seed=seed))
     for seed in range(setting.seed, setting.seed + coverage):
-        yield KEY, seed, lambda seed=seed: small_call(seed)
+        yield KEY, seed, partial(small_call, seed)
 
 
 def _of_recipe(recipe: NetworkRecipe, data: DataSet, options: Mapping[str, Any]) -> Subject:
