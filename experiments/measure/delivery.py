@@ -15,7 +15,7 @@ from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.reduction.metrics import loss
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, solved_by, solver_name
-from torchmor.engine.errors import NothingToReduceError, SolverError
+from torchmor.engine.errors import SolverError, TorchmorError
 from torchmor.engine.explanation import Explanation
 from torchmor.engine.findings import Clock, ConfirmedLoss, TimedCall, Tuning
 from torchmor.experiments.data.labelled import Labelled
@@ -197,11 +197,10 @@ def deliver(key: str, call: Call, *, timing_threads: int | None = None, budget_s
             progress=False,
             **call.options,
         )
-    except NothingToReduceError as error:
+    except TorchmorError as error:
         said, ending, small = _what_is_left(error)
     offline_s = time.perf_counter() - start
     explanation = _explanation(small, call.name)
-    reference = call.network.eval()
     return Delivery(
         network=key,
         seed=call.seed,
@@ -217,7 +216,7 @@ def deliver(key: str, call: Call, *, timing_threads: int | None = None, budget_s
         times=None if small is None or timing_threads is None else _times(call, small, timing_threads, budget_s),
         accuracy=None
         if call.metric == "relative"
-        else accuracy(predict(reference, call.test.inputs), call.test.labels),
+        else accuracy(predict(call.network, call.test.inputs), call.test.labels),
         offline_s=offline_s,
         said=said or str(explanation),
     )
@@ -247,14 +246,15 @@ def coarse_solvers(layer: SolvingLayer, most: int) -> list[FixedSteps]:
     return [*COARSE, *shares, *(["euler", "midpoint"] if len(layer.t) > 2 else [])]
 
 
-def _what_is_left(error: NothingToReduceError) -> tuple[str, Ending, nn.Module | None]:
+def _what_is_left(error: TorchmorError) -> tuple[str, Ending, nn.Module | None]:
     """Return what an error says, and the network that it carries."""
+    words = f"{type(error).__name__}: {error}"
     attributes: tuple[tuple[Ending, str], ...] = (("best", "best"), ("steps", "network"))
     for ending, name in attributes:
         network = getattr(error, name, None)
         if network is not None:
-            return str(error), ending, network
-    return str(error), "nothing", None
+            return words, ending, network
+    return words, "nothing", None
 
 
 def _explanation(small: nn.Module | None, name: str) -> Explanation | None:
