@@ -51,11 +51,11 @@ def demo(
     threads: Annotated[int, Parameter(help="Threads of all computations; 1 gives the steadiest times.")] = 1,
     quick: Annotated[bool, Parameter(negative="", help="Seconds instead of minutes; the numbers mean little.")] = False,
 ) -> None:
-    """Train a small convolutional Neural ODE on digits, reduce it, and compare.
+    """Train a small convolutional Neural ODE on digits, reduce it by one call, and compare.
 
-    Prints one table: accuracy, time, state and points of the full network with its own solver and with coarse steps,
-    and of its reductions. Writes a report with pictures (report.html), the raw numbers (rows.jsonl) and the reduced
-    network (reduced.safetensors). Needs no download.
+    Prints what the call gained and lost in its first line, then one table: accuracy, time, state and points of the full
+    network with its own solver and with coarse steps, and of the reduced one. Writes a report with pictures
+    (report.html), the raw numbers (rows.jsonl) and the reduced network (reduced.safetensors). Needs no download.
     """
     from torchmor.experiments.measure.surroundings import threads as limited_threads
     from torchmor.experiments.studies.demo import run_demo
