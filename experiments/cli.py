@@ -33,8 +33,9 @@ app = App(
     help="Make the ODE layers of trained PyTorch networks (Neural ODEs) small and fast.\n\n"
     "Start with `torchmor demo`: in about two minutes it trains a small network, reduces it, and shows what that "
     "gains and costs. `torchmor convolutional` and `torchmor recurrent` compare it with other methods, on several data "
-    "sets; `torchmor functions` reduces ODE functions of the forms that people publish. In your own code: `from "
-    "torchmor.adapters import ODELayer, reduce_network`.",
+    "sets; `torchmor functions` reduces ODE functions of the forms that people publish, and `torchmor one-call` tells "
+    "what one default call makes of all of them. In your own code: `from torchmor.adapters import ODELayer, "
+    "reduce_network`.",
     version=lambda: metadata.version("torchmor"),
     suppress_keyboard_interrupt=False,
 )
@@ -50,11 +51,11 @@ def demo(
     threads: Annotated[int, Parameter(help="Threads of all computations; 1 gives the steadiest times.")] = 1,
     quick: Annotated[bool, Parameter(negative="", help="Seconds instead of minutes; the numbers mean little.")] = False,
 ) -> None:
-    """Train a small convolutional Neural ODE on digits, reduce it, and compare.
+    """Train a small convolutional Neural ODE on digits, reduce it by one call, and compare.
 
-    Prints one table: accuracy, time, state and points of the full network with its own solver and with coarse steps,
-    and of its reductions. Writes a report with pictures (report.html), the raw numbers (rows.jsonl) and the reduced
-    network (reduced.safetensors). Needs no download.
+    Prints what the call gained and lost in its first line, then one table: accuracy, time, state and points of the full
+    network with its own solver and with coarse steps, and of the reduced one. Writes a report with pictures
+    (report.html), the raw numbers (rows.jsonl) and the reduced network (reduced.safetensors). Needs no download.
     """
     from torchmor.experiments.measure.surroundings import threads as limited_threads
     from torchmor.experiments.studies.demo import run_demo
@@ -149,6 +150,45 @@ def functions(
     setting = Setting(out, seed, threads, quick)
     data = load_images(images, seed, data_dir), load_sequences(sequences, seed, data_dir)
     run_functions(*data, setting, _console())
+
+
+@app.command
+def one_call(
+    *,
+    images: Annotated[str, Parameter(help="Data set of images: digits, fashion-mnist or mnist.")] = "digits",
+    sequences: Annotated[str, Parameter(help="Data set of sequences, as of `torchmor recurrent`.")] = "digits",
+    data_dir: _DataDir = None,
+    out: _Out = None,
+    seed: _Seed = 0,
+    seeds: _Seeds = 3,
+    coverage: Annotated[int, Parameter(help="Number of small networks to count on how often stated bounds hold.")] = 60,
+    threads: _Threads = 1,
+    quick: _Quick = False,
+) -> None:
+    """Reduce every network by one default call: what is lost on test data, what was stated, gained and taken.
+
+    The networks are those of `torchmor convolutional`, `recurrent` and `functions`, and two small ones on digits. Also
+    counts, on small networks, how often a bound that a call states with 95 % confidence holds on fresh data. Writes
+    report.html, results.jsonl and the trained networks to `torchmor-one-call-IMAGES-SEQUENCES`. Ctrl-C keeps the calls
+    that are done, and the same command goes on from there.
+    """
+    from torchmor.experiments.data.images import load_images
+    from torchmor.experiments.data.sequences import load_sequences
+    from torchmor.experiments.studies.functions import Setting
+    from torchmor.experiments.studies.one_call import in_short, run_one_call, subjects
+
+    out = out or Path(f"torchmor-one-call-{images}-{sequences}")
+    _check(seed, threads, out, data_dir, seeds)
+    if not 0 <= coverage <= _MOST_SEED - seed:
+        _fail(f"expected --coverage from 0 to {_MOST_SEED - seed}, got {coverage}")
+    command = f"torchmor one-call --images {images} --sequences {sequences} --seed {seed} --seeds {seeds}"
+    command += f" --coverage {coverage} --threads {threads}" + " --quick" * quick
+    chosen = subjects(load_images(images, seed, data_dir), load_sequences(sequences, seed, data_dir), seed)
+    counted: Sequence[int] = range(seed, seed + seeds)
+    if quick:
+        chosen, counted, coverage = in_short(chosen, counted, coverage)
+    setting = Setting(out, seed, threads, quick)
+    run_one_call(chosen, counted, coverage, setting, command=command, console=_console())
 
 
 def _experiment(

@@ -41,9 +41,7 @@ def nothing_found(search: Search, best: nn.Module | None, timed: Sequence[Clock]
     steps = [] if rival is None else ["error.network is the full network with these steps"]
     reached = [] if best is None else ["error.best the best reduction"]
     known = "; ".join(steps + reached) or "No size could be reduced"
-    return _error(
-        search, f"expected a reduction with {wanted}, found {found}. {known}. Try {_advice(search)}", best
-    )
+    return _error(search, f"expected a reduction with {wanted}, found {found}. {known}. Try {_advice(search)}", best)
 
 
 def not_confirmed(search: Search, found: ConfirmedLoss, best: nn.Module) -> NothingToReduceError:
@@ -66,8 +64,8 @@ def not_confirmed(search: Search, found: ConfirmedLoss, best: nn.Module) -> Noth
     return _error(
         search,
         f"expected a reduction with {search.wish.words} ({_metric(search)}), with {100 * found.confidence:g} % "
-        f"confidence, found a loss of {found.loss:.3g} on {found.samples:,} samples that nothing was chosen by, {bound}; {more}. "
-        "error.best is this network",
+        f"confidence, found a loss of {found.loss:.3g} on {found.samples:,} samples that nothing was chosen by, "
+        f"{bound}; {more}. error.best is this network",
         best,
     )
 

@@ -18,9 +18,9 @@ from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.networks.calibration import Batch, described
 from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.networks.progress import track
-from torchmor.adapters.tuning.frozen_part import Memory, remembered
 from torchmor.adapters.solving.steps import COARSE, Steps, own_steps, set_solver, solver_name
 from torchmor.adapters.solving.torch_private import tree_leaves, tree_map_only
+from torchmor.adapters.tuning.frozen_part import Memory, remembered
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError, UnsupportedOperationError
 
 #: What makes further samples of those of a batch.

@@ -5,9 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from torchmor.experiments.measure.comparison import Row
+from typing import Any, BinaryIO, Generic, Protocol, Self, TypeVar
 
 try:
     import fcntl
@@ -15,7 +13,21 @@ except ImportError:  # Windows: two runs on one file may lose rows there
     fcntl = None  # type: ignore[assignment]
 
 
-class ResultsFile:
+class Kept(Protocol):
+    """What a file of results holds: a row that is made into plain data and back."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain data."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the row that `to_json` made the data of."""
+
+
+_Row = TypeVar("_Row", bound=Kept)
+
+
+class ResultsFile(Generic[_Row]):
     """Rows of an experiment in a file of JSON lines: the settings first, then a line for each row.
 
     Law: what was added is there after any interruption, also where several runs add to the file at once; a run with
@@ -28,6 +40,8 @@ class ResultsFile:
         run that is still adding to it goes on there.
     settings
         All that rows depend on.
+    kind
+        Class of the rows.
 
     Attributes
     ----------
@@ -37,10 +51,10 @@ class ResultsFile:
         Number of lines that are no whole rows, as a run that was killed leaves them; those rows are measured again.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
-        self.path = path
+    def __init__(self, path: Path, settings: Mapping[str, Any], kind: type[_Row]):
+        self.path, self._kind = path, kind
         self._lines = [json.dumps({"settings": dict(settings)})]
-        self._found: dict[str, Row | str] = {}
+        self._found: dict[str, _Row | str] = {}
         self.renamed: Path | None = None
         self.damaged = 0
         if not path.exists():
@@ -58,12 +72,12 @@ class ResultsFile:
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 self.damaged += 1
 
-    def find(self, network: str, seed: int, method: str, sizes: Mapping[str, int], solver: str) -> Row | str | None:
+    def find(self, network: str, seed: int, method: str, sizes: Mapping[str, int], solver: str) -> _Row | str | None:
         """Return a row, the words of a failure, or None for what was not measured yet."""
         return self._found.get(_key(network, seed, method, sizes, solver))
 
     def add(
-        self, network: str, seed: int, method: str, sizes: Mapping[str, int], solver: str, found: Row | str
+        self, network: str, seed: int, method: str, sizes: Mapping[str, int], solver: str, found: _Row | str
     ) -> None:
         """Add a row, or a failure in words, to the file."""
         result = {"failure": found} if isinstance(found, str) else {"row": found.to_json()}
@@ -111,7 +125,7 @@ class ResultsFile:
     def _keep(self, line: str) -> None:
         entry = json.loads(line)
         key = _key(*(entry[name] for name in ("network", "seed", "method", "sizes", "solver")))
-        self._found[key] = Row.from_json(entry["row"]) if "row" in entry else entry["failure"]
+        self._found[key] = self._kind.from_json(entry["row"]) if "row" in entry else entry["failure"]
         self._lines.append(line)
 
     def _aside(self) -> Path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from torchmor.engine.explanation import Explanation
 from torchmor.experiments.measure.comparison import (
     ADEQUATE_POINTS,
     BATCHES,
@@ -50,6 +51,34 @@ def verdict(rows: Sequence[Row]) -> list[str]:
         if row.method == "skipped"
     ]
     return lines
+
+
+def gained_and_lost(rows: Sequence[Row], explanation: Explanation) -> str:
+    """Return what one call gained and lost, in a sentence, and what it states of itself.
+
+    Parameters
+    ----------
+    rows
+        As of :func:`verdict`.
+    explanation
+        Of the reduced layer.
+    """
+    full, rival, ours = rows[0], cheapest_full(rows), best_reduced(rows)
+    gains = []
+    for one in [full] if rival is full else [full, rival]:
+        times = [f"{ratio(layer_wall_s(one, b) / layer_wall_s(ours, b))} (batch {b})" for b in BATCHES[::-1]]
+        gains.append(f"{' and '.join(times)} times as fast as with {one.solver}")
+    words = (
+        f"One call made the ODE layer {', '.join(gains)}; the accuracy on test data went from {full.accuracy:.1f} to "
+        f"{ours.accuracy:.1f} %."
+    )
+    stated = explanation.confirmed
+    if stated is None or stated.bound is None:
+        return words
+    return (
+        f"{words} It states that {100 * stated.loss:.1f} % of the samples get another class, with "
+        f"{100 * stated.confidence:g} % confidence at most {100 * stated.bound:.1f} %."
+    )
 
 
 def findings(found: Sequence[Entry]) -> list[str]:

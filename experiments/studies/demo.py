@@ -1,20 +1,20 @@
-"""The demo: a convolutional Neural ODE on digits is trained, reduced, compared with coarse solvers, and reported."""
+"""The demo: a convolutional Neural ODE on digits is trained, reduced by one call, and compared with coarse steps."""
 
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from torch import nn
 
-from torchmor.adapters import NetworkReductor, save
+from torchmor.adapters import reduce_network, save
 from torchmor.adapters.layers.placing import with_layers
+from torchmor.adapters.reduction.metrics import Metric
 from torchmor.adapters.solving.steps import COARSE, Steps
-from torchmor.engine.errors import NonFiniteError, SolverError
+from torchmor.engine.explanation import Explanation
 from torchmor.experiments.architectures.convolutional_ode import ConvolutionalOde
 from torchmor.experiments.data.images import digits
 from torchmor.experiments.data.labelled import DataSet
@@ -23,16 +23,14 @@ from torchmor.experiments.measure.comparison import (
     Candidate,
     Measurement,
     Row,
-    best_reduced,
-    layer_arguments,
     on_one_yardstick,
     validation_accuracy,
 )
 from torchmor.experiments.measure.methods import METHODS
 from torchmor.experiments.measure.progress import progress
-from torchmor.experiments.measure.surroundings import surroundings, threads_in_words
+from torchmor.experiments.measure.surroundings import surroundings
 from torchmor.experiments.report.accuracy_figure import accuracy_against_time
-from torchmor.experiments.report.figures import interpolation_points, singular_values, trajectories
+from torchmor.experiments.report.figures import interpolation_points, singular_values
 from torchmor.experiments.report.report import (
     Comparison,
     Listing,
@@ -45,7 +43,7 @@ from torchmor.experiments.report.report import (
     write_rows,
 )
 from torchmor.experiments.report.table import print_table
-from torchmor.experiments.report.verdict import size_in_words, verdict
+from torchmor.experiments.report.verdict import gained_and_lost, verdict
 from torchmor.experiments.studies.candidates import method_of
 from torchmor.experiments.studies.experiment import layer_size
 from torchmor.experiments.studies.networks import LAYER, Training, digits_network, ode_layer
@@ -62,46 +60,12 @@ TRAINING = Training(
     solver=Steps("rk4", 2),
 )
 
+#: Passes over the training data, and timed calls of which the median is taken; in a quick run fewer of both.
+EPOCHS, REPEATS = TRAINING.epochs, 15
+QUICK_EPOCHS, QUICK_REPEATS = 3, 3
 
-@dataclass(frozen=True)
-class Scale:
-    """How much the demo does.
-
-    Parameters
-    ----------
-    epochs
-        Passes over the training data.
-    sizes
-        Arguments of `NetworkReductor.reduce`, one reduction each.
-    companions
-        Coarse solvers that the reduced layers of the best validation accuracy are shown with.
-    most_accurate
-        Number of those layers.
-    repeats
-        Calls of which the median time is taken.
-    """
-
-    epochs: int
-    sizes: tuple[dict[str, Any], ...]
-    companions: tuple[Steps, ...]
-    most_accurate: int
-    repeats: int
-
-
-FULL = Scale(
-    epochs=TRAINING.epochs,
-    sizes=tuple({"state_dim": r, "points": 2 * r} for r in (4, 8, 16, 32, 64, 128)),
-    companions=(Steps("midpoint", 1), Steps("euler", 2)),
-    most_accurate=2,
-    repeats=15,
-)
-QUICK = Scale(
-    epochs=3,
-    sizes=({"state_dim": 8, "points": 16}, {"state_dim": 32, "points": 64}),
-    companions=(Steps("midpoint", 1),),
-    most_accurate=1,
-    repeats=3,
-)
+#: What the reduction is chosen by: the share of images that get another class, for which no labels are needed.
+METRIC: Metric = "agreement"
 
 
 @dataclass(frozen=True)
@@ -141,104 +105,80 @@ def run_demo(out: Path, seed: int = 0, *, quick: bool = False, console: Console 
         Where to print to.
     """
     console = Console() if console is None else console
-    scale = QUICK if quick else FULL
     out.mkdir(parents=True, exist_ok=True)
-    clock = _Clock(console)
+    clock = _Clock()
     command = f"torchmor demo --seed {seed} --threads {torch.get_num_threads()}" + (" --quick" if quick else "")
-    console.print(f"[bold]{command}[/bold]: a convolutional Neural ODE on digits, {threads_in_words()}")
 
     data = digits(seed)
-    network, training = digits_network(seed), replace(TRAINING, epochs=scale.epochs)
-    with progress("training", scale.epochs) as bar:
+    network = digits_network(seed)
+    training = replace(TRAINING, epochs=QUICK_EPOCHS if quick else EPOCHS)
+    with progress("training", training.epochs) as bar:
         history = train(network, data, seed=seed, progress=bar, **training.arguments(len(data.train)))
     clock.tell("trained", f"the network: {validation_accuracy(network, data):.1f} % on validation data")
 
-    reductor = NetworkReductor(network, LAYER, data.train.inputs, metric="agreement", seed=seed, progress=False)
-    reduced, failures = _reductions(reductor, scale)
-    clock.tell("reduced", f"its ODE layer to {len(reduced)} sizes, on the {len(data.train):,} training images")
+    small = reduce_network(
+        network, LAYER, data.train.inputs, metric=METRIC, validation=data.validation.inputs, seed=seed
+    )
+    clock.tell("reduced", f"its ODE layer by one call, on the {len(data.train):,} training images")
 
-    ranked = sorted(reduced, key=lambda candidate: -validation_accuracy(candidate.network, data))[: scale.most_accurate]
-    coarse = [replace(candidate, solver=steps) for candidate in ranked for steps in scale.companions]
-    candidates = [*_unreduced(network, data), *reduced, *coarse]
-    rows = _measured(candidates, network, data, scale, seed)
+    rows = _measured(_candidates(network, small, data), network, data, QUICK_REPEATS if quick else REPEATS, seed)
     clock.tell("measured", f"{len(rows)} networks on {len(data.test)} test images")
 
-    best_row = best_reduced(rows)
-    marked = _marked(reductor, candidates[rows.index(best_row)])
-    findings = verdict(rows)
-    findings.append(_size(network, marked))
-    findings += [f"Left out: {failure}." for failure in failures]
-    settings = _settings(command, seed, training, data, network, marked) | surroundings()
+    explanation: Explanation = ode_layer(small).explain()
+    findings = [gained_and_lost(rows, explanation), *verdict(rows), _size(network, small)]
+    settings = _settings(command, seed, training, data, network, small) | surroundings()
     report, raw, saved = (out / name for name in ("report.html", "rows.jsonl", "reduced.safetensors"))
-    save(marked, saved)
+    save(small, saved)
     write_rows(raw, rows, settings)
-    story = _story(data, network, marked, rows, history[-1].loss)
-    pictures = _pictures(data, network, rows, best_row, marked)
     introduction: list[Part] = [Points(findings)]
     if quick:
         introduction.insert(0, Paragraph("A quick run, to see that everything works: its numbers mean little."))
-    sections: dict[str, Sequence[Part]] = {"": introduction, "What was done": story, "The table": [Comparison(rows)]}
-    sections |= pictures
-    sections["What the reduction says of itself"] = [
-        Paragraph(f"The explanation of the marked layer, of {size_in_words(best_row)} and {best_row.solver}."),
-        Listing(str(ode_layer(marked).explain())),
-    ]
+    sections: dict[str, Sequence[Part]] = {
+        "": introduction,
+        "What was done": _story(data, network, small, rows, history[-1].loss),
+        "The table": [Comparison(rows)],
+        **_pictures(data, small, rows),
+        "What the reduction says of itself": [Listing(str(explanation))],
+    }
     walls = {f"{part} in": f"{wall:.1f} s" for part, wall in clock.wall_s.items()}
     sections["Settings"] = [
         Paragraph("The same command repeats it; wall times differ from run to run."),
         Settings(settings | walls),
-        Paragraph(f"Beside this file: {raw.name} has the raw numbers, {saved.name} the marked network."),
+        Paragraph(f"Beside this file: {raw.name} has the raw numbers, {saved.name} the reduced network."),
     ]
-    write_report(report, "torchmor demo: a convolutional Neural ODE on digits, and its reductions", sections)
+    write_report(report, "torchmor demo: a convolutional Neural ODE on digits, reduced by one call", sections)
     clock.tell("wrote", f"the report ({sum(clock.wall_s.values()):.0f} s before that)")
 
-    console.print()
+    first, *others = findings
+    console.print(first, style="bold", highlight=False, soft_wrap=True)
     print_table(console, rows)
     console.print()
-    for finding in findings:
+    for finding in others:
         console.print(f"• {finding}", highlight=False)
     console.print(f"\nReport with pictures: {report}", highlight=False, soft_wrap=True)
     console.print(f"The reduced layer in words: torchmor info {saved}", highlight=False, soft_wrap=True)
     return Outcome(tuple(rows), tuple(findings), (report, raw, saved), clock.wall_s)
 
 
-def _reductions(reductor: NetworkReductor, scale: Scale) -> tuple[list[Candidate], list[str]]:
-    """Return the reduced networks, and the sizes in words at which there is none, with the reason."""
-    reduced, failures = [], []
-    with progress("reducing", len(scale.sizes)) as bar:
-        for sizes in scale.sizes:
-            try:
-                small = reductor.reduce(**sizes)
-                explanation = ode_layer(small).explain()
-                state, stage = explanation.parts
-                found = {"r": state.reduced, "m": stage.reduced}
-                reduced.append(Candidate(method_of(explanation.method), found, small))
-            except (NonFiniteError, SolverError) as error:
-                words = ", ".join(f"{name} {value}" for name, value in sizes.items())
-                failures.append(f"{words} ({str(error).rstrip('.')})")
-            bar.advance()
-    return reduced, failures
-
-
-def _marked(reductor: NetworkReductor, best: Candidate) -> nn.Module:
-    """Return a candidate's network, whose explanation is of the candidate's solver too."""
-    if best.solver is None:
-        return best.network
-    return reductor.reduce(state_dim=best.sizes["r"], points=best.sizes["m"], solver=best.solver)
-
-
-def _unreduced(network: ConvolutionalOde, data: DataSet) -> list[Candidate]:
-    """Return the network with its own solver first, then with coarse steps, and last with its ODE layer skipped."""
+def _candidates(network: ConvolutionalOde, small: nn.Module, data: DataSet) -> list[Candidate]:
+    """Return the network with its own solver and with coarse steps, with its layer skipped, and reduced."""
     full = [Candidate("full", {"n": layer_size(network, data)}, network, steps) for steps in (None, *COARSE)]
-    return [*full, Candidate("skipped", {}, with_layers(network, {LAYER: nn.Identity()}))]
+    explanation = ode_layer(small).explain()
+    state, stage = explanation.parts
+    reduced = Candidate(_method(explanation), {"r": state.reduced, "m": stage.reduced}, small)
+    return [*full, Candidate("skipped", {}, with_layers(network, {LAYER: nn.Identity()})), reduced]
+
+
+def _method(explanation: Explanation) -> str:
+    return "distilled" if explanation.tuning else method_of(explanation.method)
 
 
 def _measured(
-    candidates: list[Candidate], network: ConvolutionalOde, data: DataSet, scale: Scale, seed: int
+    candidates: list[Candidate], network: ConvolutionalOde, data: DataSet, repeats: int, seed: int
 ) -> list[Row]:
     threads = torch.get_num_threads()
     measurement = Measurement(
-        network, LAYER, data, repeats=scale.repeats, budget_s=math.inf, timing_threads=threads, seed=seed
+        network, LAYER, data, repeats=repeats, budget_s=math.inf, timing_threads=threads, seed=seed
     )
     rows = []
     with progress("measuring", len(candidates)) as bar:
@@ -248,12 +188,12 @@ def _measured(
     return on_one_yardstick(rows)
 
 
-def _size(network: ConvolutionalOde, marked: nn.Module) -> str:
-    full, small = (sum(p.numel() for p in ode_layer(net).parameters()) for net in (network, marked))
-    before, after = ode_layer(marked).explain().operations
+def _size(network: ConvolutionalOde, small: nn.Module) -> str:
+    numbers, fewer = (sum(p.numel() for p in ode_layer(net).parameters()) for net in (network, small))
+    before, after = ode_layer(small).explain().operations
     text = (
-        f"This reduced layer holds {small:,} numbers, the full one {full:,}; one evaluation of its ODE function takes "
-        f"{after:,} multiply-adds, of the full one {before:,}."
+        f"This reduced layer holds {fewer:,} numbers, the full one {numbers:,}; one evaluation of its ODE function "
+        f"takes {after:,} multiply-adds, of the full one {before:,}."
     )
     if after < before:
         return text
@@ -261,16 +201,16 @@ def _size(network: ConvolutionalOde, marked: nn.Module) -> str:
 
 
 def _settings(
-    command: str, seed: int, training: Training, data: DataSet, network: ConvolutionalOde, marked: nn.Module
+    command: str, seed: int, training: Training, data: DataSet, network: ConvolutionalOde, small: nn.Module
 ) -> dict[str, str | int]:
     return {
         "command": command,
         "seed": seed,
         "data": f"{data.name}; {len(data.train):,} to train and calibrate, {len(data.validation)} to validate, "
         f"{len(data.test)} to test",
-        "ODE layer": f"{_equation(marked)}; {network.ode.settings}",
+        "ODE layer": f"{_equation(small)}; {network.ode.settings}",
         "training": training.words(len(data.train)),
-        "reduction": ", ".join(f"{name} {value}" for name, value in ode_layer(marked).explain().method.items()),
+        "reduction": ", ".join(f"{name} {value}" for name, value in ode_layer(small).explain().method.items()),
     }
 
 
@@ -281,11 +221,9 @@ def _equation(network: nn.Module) -> str:
     return f"{', '.join(f'{stage.name} = {stage.what}' for stage in stages)}, with a state of {shape}"
 
 
-def _story(
-    data: DataSet, network: ConvolutionalOde, marked: nn.Module, rows: list[Row], loss: float
-) -> list[Paragraph]:
-    full, ode, explanation = rows[0], network.ode, ode_layer(marked).explain()
-    channels = ode_layer(marked).state_shape[0]
+def _story(data: DataSet, network: ConvolutionalOde, small: nn.Module, rows: list[Row], loss: float) -> list[Paragraph]:
+    full, ode, explanation = rows[0], network.ode, ode_layer(small).explain()
+    channels = ode_layer(small).state_shape[0]
     assert TRAINING.solver is not None
     return [
         Paragraph(
@@ -298,16 +236,15 @@ def _story(
             f"{full.evaluations}."
         ),
         Paragraph(
-            f"The trained network was then reduced with {explanation.samples:,} of these images, without training it "
-            f"again. The method is {METHODS[method_of(explanation.method)].words}: "
-            f"{METHODS[method_of(explanation.method)].explanation} In the pictures r is the size of the reduced state, "
-            "and m the number of points."
+            f"The trained network was then reduced by one call of `reduce_network` with {explanation.samples:,} of "
+            f"these images, without labels. The method is {METHODS[_method(explanation)].words}: "
+            f"{METHODS[_method(explanation)].explanation} Sizes and solver were searched. In the pictures r is the "
+            "size of the reduced state, and m the number of points."
         ),
         Paragraph(
-            "Nothing was chosen on test data. Validation data decide which reduced layers are also shown with coarse "
-            "solvers, which one is marked, and which solver of the full layer is the one to beat: the fastest within "
-            f"{ADEQUATE_POINTS} points of the full network. All this is one network on one small data set with one "
-            "seed."
+            "Nothing was chosen on test data. Validation data decide which reduction is chosen, and which solver of "
+            f"the full layer is the one to beat: the fastest within {ADEQUATE_POINTS} points of the full network. All "
+            "this is one network on one small data set with one seed."
         ),
     ]
 
@@ -319,15 +256,9 @@ _SPECTRA = {
 }
 
 
-def _pictures(
-    data: DataSet, network: ConvolutionalOde, rows: list[Row], best: Row, marked: nn.Module
-) -> dict[str, list[Picture]]:
-    layer = ode_layer(marked)
-    ((_, points),) = layer.points.items()
-    reduced = [row for row in rows if row.ours]
-    sizes = {"state": [row.sizes["r"] for row in reduced]}
-    arguments = layer_arguments(network, LAYER, data.validation.inputs[:1])
-    return {
+def _pictures(data: DataSet, small: nn.Module, rows: list[Row]) -> dict[str, list[Picture]]:
+    layer, state = ode_layer(small), ode_layer(small).explain().parts[0]
+    pictures = {
         "Accuracy against time": [
             Picture(
                 accuracy_against_time(rows),
@@ -337,34 +268,27 @@ def _pictures(
         ],
         "How much of the state counts": [
             Picture(
-                singular_values(layer.singular_values, sizes),
+                singular_values(layer.singular_values, {"state": [state.reduced]}),
                 f"Singular values of the state: {_SPECTRA[layer.explain().method['basis']]}. The faster they fall, the "
-                "smaller a layer can be: what lies right of a dot is left out at that size.",
-            )
-        ],
-        "Where the nonlinearity is evaluated": [
-            Picture(
-                interpolation_points(points, layer.state_shape, data.train.inputs.mean(dim=(0, 1)).numpy()),
-                f"The {len(points)} points of the marked layer among the {rows[0].sizes['n']:,} components of the "
-                "state.",
-            )
-        ],
-        "Trajectories": [
-            Picture(
-                trajectories(network.ode, layer, arguments),
-                "The components of the state that move most, for the first validation image: the full layer, and "
-                f"the marked one ({best.size}), both solved by {network.ode.method} here. "
-                "Pixels: (row, column).",
+                "smaller a layer can be: what lies right of the dot is left out.",
             )
         ],
     }
+    for points in layer.points.values():
+        pictures["Where the nonlinearity is evaluated"] = [
+            Picture(
+                interpolation_points(points, layer.state_shape, data.train.inputs.mean(dim=(0, 1)).numpy()),
+                f"The {len(points)} points of the layer among the {rows[0].sizes['n']:,} components of the state.",
+            )
+        ]
+    return pictures
 
 
 class _Clock:
-    """Tells what was done and how long it took."""
+    """Tells on standard error what was done and how long it took: what is printed begins with what came out."""
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
         self.wall_s: dict[str, float] = {}
         self.start = time.perf_counter()
 

@@ -116,7 +116,7 @@ def run_experiment(
         f"that take {scale.budget_s:g} s together",
         **{key: value for key, value in surroundings().items() if key != "threads"},
     }
-    results = ResultsFile(folder / "results.jsonl", settings)
+    results = ResultsFile(folder / "results.jsonl", settings, Row)
     if results.renamed is not None:
         console.print(f"results of a run with other settings are now in {results.renamed}", highlight=False)
     if results.damaged:
@@ -139,7 +139,7 @@ class _Run:
     data: DataSet
     folder: Path
     scale: Scale
-    results: ResultsFile
+    results: ResultsFile[Row]
     console: Console
 
     def result(self) -> NetworkResult:

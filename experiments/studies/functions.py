@@ -120,11 +120,48 @@ class Setting:
         return {name: timed[name].wall_s / timed[""].wall_s for name in layers}
 
 
+def normalised_network(images: DataSet, setting: Setting) -> nn.Module:
+    """Return a trained classifier of images of 28 × 28 pixels, of the form of torchdiffeq's example for MNIST."""
+    training = Training(epochs=3, least_steps=100, batch_size=128, learning_rate=2e-3, weight_decay=1e-2, solver=RK4)
+    return setting.network("normalised", images, lambda data: NormalisedOde(data.classes), training)
+
+
+def latent_network(data: DataSet, setting: Setting, steps: int = 1500, batch: int = 64) -> LatentOde:
+    """Return a latent ODE that is trained to reconstruct sequences."""
+    inputs = data.train.inputs
+    generator = torch.Generator().manual_seed(setting.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setting.seed)
+        network = LatentOde(*inputs.shape[1:])
+    steps = 50 if setting.quick else steps
+    # weights that are not held small learn the training sequences by heart, and no fewer units can do what they do
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=2.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
+    for _ in range(steps):
+        chosen = inputs[torch.randint(len(inputs), (batch,), generator=generator)]
+        error = F.mse_loss(network(chosen), chosen)
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        schedule.step()
+    return network.eval().requires_grad_(False)
+
+
+def rate_network(sequences: DataSet, setting: Setting) -> nn.Module:
+    """Return a trained classifier of sequences: a rate network of 256 units."""
+    return _classifier("rates", sequences, setting, lambda p: RateFunction(p, 256), 256, slopes=False)
+
+
+def controlled_network(sequences: DataSet, setting: Setting, units: int = 64, width: int = 256) -> nn.Module:
+    """Return a trained classifier of sequences: a neural controlled differential equation."""
+    return _classifier(
+        "controlled", sequences, setting, lambda p: ControlledFunction(p, units, width), units, slopes=True
+    )
+
+
 def normalised(images: DataSet, setting: Setting) -> Outcome:
     """Reduce a network of the form of torchdiffeq's example for MNIST: three group normalisations, two convolutions."""
-    training = Training(epochs=3, least_steps=100, batch_size=128, learning_rate=2e-3, weight_decay=1e-2, solver=RK4)
-    full = setting.network("normalised", images, lambda data: NormalisedOde(data.classes), training)
-    start = time.perf_counter()
+    full, start = normalised_network(images, setting), time.perf_counter()
     sizes: dict[str, Any] = {"state_dim": 32, "points": 128, "solver": MIDPOINT}
     small = reduce_network(full, LAYER, images.train.inputs[:CALIBRATION], **sizes, metric="agreement", progress=False)
     reduced = time.perf_counter()
@@ -153,7 +190,7 @@ def normalised(images: DataSet, setting: Setting) -> Outcome:
 
 def latent(sequences: DataSet, setting: Setting) -> Outcome:
     """Reduce the function of a latent ODE, which has a small state and wide layers."""
-    full, start = _reconstructing(sequences, setting), time.perf_counter()
+    full, start = latent_network(sequences, setting), time.perf_counter()
     small = reduce_network(full, LAYER, sequences.train.inputs, state_dim="full", points=32, progress=False)
     offline_s = {"reduction": time.perf_counter() - start}
     arguments = layer_arguments(full, LAYER, sequences.test.inputs)
@@ -172,7 +209,7 @@ def latent(sequences: DataSet, setting: Setting) -> Outcome:
 
 def rates(sequences: DataSet, setting: Setting) -> Outcome:
     """Reduce a rate network of 256 units to the error of the best projection of its rank."""
-    full = _classifier("rates", sequences, setting, lambda p: RateFunction(p, 256), 256, slopes=False)
+    full = rate_network(sequences, setting)
     layer = copy.deepcopy(ode_layer(full))
     layer.output = "trajectory"
     calibration, held_out = (layer_arguments(full, LAYER, part.inputs) for part in (sequences.train, sequences.test))
@@ -196,11 +233,7 @@ def rates(sequences: DataSet, setting: Setting) -> Outcome:
 
 def controlled(sequences: DataSet, setting: Setting) -> Outcome:
     """Reduce a neural controlled differential equation."""
-    units, width = 64, 256
-    full = _classifier(
-        "controlled", sequences, setting, lambda p: ControlledFunction(p, units, width), units, slopes=True
-    )
-    start = time.perf_counter()
+    full, start = controlled_network(sequences, setting), time.perf_counter()
     sizes: dict[str, Any] = {"state_dim": 40, "points": 256}
     small = reduce_network(full, LAYER, sequences.train.inputs, **sizes, metric="agreement", progress=False)
     offline_s = {"reduction": time.perf_counter() - start}
@@ -292,24 +325,3 @@ def _classifier(
 
     training = Training(epochs=5, least_steps=1000, batch_size=32, learning_rate=5e-3, weight_decay=0.1)
     return setting.network(name, data, build, training)
-
-
-def _reconstructing(data: DataSet, setting: Setting, steps: int = 1500, batch: int = 64) -> LatentOde:
-    """Return a latent ODE that is trained to reconstruct sequences."""
-    inputs = data.train.inputs
-    generator = torch.Generator().manual_seed(setting.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(setting.seed)
-        network = LatentOde(*inputs.shape[1:])
-    steps = 50 if setting.quick else steps
-    # weights that are not held small learn the training sequences by heart, and no fewer units can do what they do
-    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=2.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
-    for _ in range(steps):
-        chosen = inputs[torch.randint(len(inputs), (batch,), generator=generator)]
-        error = F.mse_loss(network(chosen), chosen)
-        optimiser.zero_grad()
-        error.backward()
-        optimiser.step()
-        schedule.step()
-    return network.eval().requires_grad_(False)

@@ -68,7 +68,7 @@ def train(
     steps = epochs * -(-len(labels) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     history = []
-    with _solved_by(network, solver):
+    with solved_while(network, solver):
         for _ in range(epochs):
             network.train()
             total = 0.0
@@ -87,7 +87,8 @@ def train(
 
 
 @contextmanager
-def _solved_by(network: nn.Module, solver: Steps | None) -> Iterator[None]:
+def solved_while(network: nn.Module, solver: Steps | None) -> Iterator[None]:
+    """Let all ODE layers of a network take these steps while the context lasts; None for their own solver."""
     layers = [module for module in network.modules() if isinstance(module, ODELayer)]
     own = [layer.settings for layer in layers]
     try:

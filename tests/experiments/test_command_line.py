@@ -109,7 +109,7 @@ def test_faults_of_ours_keep_their_traceback(monkeypatch):
         main(["info", "any.safetensors"])
 
 
-COMMANDS = ("demo", "convolutional", "recurrent", "functions")
+COMMANDS = ("demo", "convolutional", "recurrent", "functions", "one-call")
 ABSURD = [
     (["--threads", "0"], "expected --threads from 1 to 1024, got 0"),
     (["--threads", "-1"], "got -1"),

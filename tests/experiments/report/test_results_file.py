@@ -30,11 +30,11 @@ KEY = ("a", 0, "pod-deim", {"r": 4, "m": 8}, "1 midpoint step")
 
 def test_rows_are_found_by_the_next_run(tmp_path):
     path = tmp_path / "results.jsonl"
-    results = ResultsFile(path, {"seed": 0, "sizes": (1, 2)})
+    results = ResultsFile(path, {"seed": 0, "sizes": (1, 2)}, Row)
     assert results.find(*KEY) is None
     results.add(*KEY, ROW)
     results.add("a", 0, "svd", {"rank": 3}, "own", "SolverError: it failed")
-    again = ResultsFile(path, {"seed": 0, "sizes": (1, 2)})
+    again = ResultsFile(path, {"seed": 0, "sizes": (1, 2)}, Row)
     assert again.renamed is None
     assert again.find(*KEY) == ROW
     assert again.find("a", 0, "svd", {"rank": 3}, "own") == "SolverError: it failed"
@@ -48,7 +48,7 @@ def test_rows_are_found_by_the_next_run(tmp_path):
 def test_other_settings_are_put_aside(tmp_path):
     path = tmp_path / "results.jsonl"
     for threads in (1, 2, 3):
-        results = ResultsFile(path, {"threads": threads})
+        results = ResultsFile(path, {"threads": threads}, Row)
         assert results.find(*KEY) is None
         results.add(*KEY, ROW)
     assert results.renamed == tmp_path / "results-2.jsonl"
@@ -58,7 +58,7 @@ def test_other_settings_are_put_aside(tmp_path):
 
 
 def test_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    results = ResultsFile(tmp_path / "results.jsonl", {})
+    results = ResultsFile(tmp_path / "results.jsonl", {}, Row)
     results.add(*KEY, ROW)
     before = results.path.read_text()
     monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -70,7 +70,7 @@ def test_failed_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
 def test_two_runs_at_once_keep_all_rows(tmp_path):
     path = tmp_path / "results.jsonl"
-    runs = [ResultsFile(path, {}) for _ in range(2)]
+    runs = [ResultsFile(path, {}, Row) for _ in range(2)]
 
     def add(run, number):
         for i in range(40):
@@ -81,21 +81,21 @@ def test_two_runs_at_once_keep_all_rows(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    found = ResultsFile(path, {})
+    found = ResultsFile(path, {}, Row)
     assert found.damaged == 0 and len(path.read_text().splitlines()) == 81
     assert all(found.find(f"{number}-{i}", *KEY[1:]) == ROW for number in range(2) for i in range(40))
 
 
 def test_a_run_that_was_put_aside_goes_on_there(tmp_path):
     path = tmp_path / "results.jsonl"
-    first = ResultsFile(path, {"threads": 1})
+    first = ResultsFile(path, {"threads": 1}, Row)
     first.add(*KEY, ROW)
-    second = ResultsFile(path, {"threads": 2})
+    second = ResultsFile(path, {"threads": 2}, Row)
     second.add(*KEY, "failed")
     first.add("b", *KEY[1:], ROW)
     second.add("b", *KEY[1:], "failed")
     for name, threads, found in (("results-1.jsonl", 1, ROW), ("results.jsonl", 2, "failed")):
-        again = ResultsFile(tmp_path / name, {"threads": threads})
+        again = ResultsFile(tmp_path / name, {"threads": threads}, Row)
         assert again.renamed is None
         assert again.find(*KEY) == again.find("b", *KEY[1:]) == found
     assert len(list(tmp_path.iterdir())) == 2
@@ -105,34 +105,34 @@ def test_a_run_that_was_put_aside_goes_on_there(tmp_path):
 def test_half_a_row_is_mended(tmp_path, cut):
     """A row that was cut is measured again; one that lacks only the end of its line is kept."""
     path = tmp_path / "results.jsonl"
-    results = ResultsFile(path, {})
+    results = ResultsFile(path, {}, Row)
     results.add(*KEY, ROW)
     whole = path.read_bytes()
     results.add("b", *KEY[1:], ROW)
     path.write_bytes(whole + path.read_bytes()[len(whole) :][:cut])
-    again = ResultsFile(path, {})
+    again = ResultsFile(path, {}, Row)
     assert again.find(*KEY) == ROW and again.find("b", *KEY[1:]) == (ROW if cut == -1 else None)
     assert again.damaged == (0 if cut == -1 else 1)
     again.add("c", *KEY[1:], ROW)
-    third = ResultsFile(path, {})
+    third = ResultsFile(path, {}, Row)
     assert third.damaged == 0 and third.find("c", *KEY[1:]) == ROW
 
 
 @pytest.mark.parametrize("line", [b"{}", b"\xff\xfe", b"[1]", b'{"network": 1}', bytes(100), b"[" * 100_000])
 def test_lines_that_are_no_rows(tmp_path, line):
     path = tmp_path / "results.jsonl"
-    results = ResultsFile(path, {})
+    results = ResultsFile(path, {}, Row)
     results.add(*KEY, ROW)
     path.write_bytes(path.read_bytes() + line + b"\n")
     results.add("b", *KEY[1:], ROW)
-    again = ResultsFile(path, {})
+    again = ResultsFile(path, {}, Row)
     assert again.damaged == 1 and again.find(*KEY) == again.find("b", *KEY[1:]) == ROW
 
 
 def test_a_file_that_was_deleted_is_written_again(tmp_path):
-    results = ResultsFile(tmp_path / "results.jsonl", {})
+    results = ResultsFile(tmp_path / "results.jsonl", {}, Row)
     results.add(*KEY, ROW)
     results.path.unlink()
     results.add("b", *KEY[1:], ROW)
-    again = ResultsFile(results.path, {})
+    again = ResultsFile(results.path, {}, Row)
     assert again.find(*KEY) == again.find("b", *KEY[1:]) == ROW

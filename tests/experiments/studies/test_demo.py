@@ -14,6 +14,7 @@ from rich.console import Console
 from torchmor.adapters import load
 from torchmor.experiments.measure.comparison import BATCHES
 from torchmor.experiments.measure.methods import METHODS
+from torchmor.experiments.report.table import ratio
 from torchmor.experiments.studies.candidates import method_of
 from torchmor.experiments.studies.demo import run_demo
 
@@ -34,12 +35,20 @@ def test_table_has_the_rows_of_an_honest_comparison(demo):
     for name in ("full, dopri5", "full, 1 Euler step", "full, 2 Euler steps", "full, 4 Euler steps"):
         assert names.count(name) == 1
     assert {"full, 1 midpoint step", "full, 1 RK4 step", "ODE layer skipped"} < set(names)
-    assert [row.sizes for row in outcome.rows if row.name == "balanced, fitted, dopri5"] == [
-        {"r": 8, "m": 16},
-        {"r": 32, "m": 64},
-    ]
+    (ours,) = (row for row in outcome.rows if row.ours)
+    assert ours.sizes["r"] < 1024 and ours.sizes["m"] <= 1024
     assert outcome.rows[0].sizes == {"n": 1024}
     assert all(name in printed for name in set(names))
+
+
+def test_first_line_says_what_was_gained_and_lost(demo):
+    outcome, _, printed = demo
+    full, (ours,) = outcome.rows[0], [row for row in outcome.rows if row.ours]
+    first = printed.splitlines()[0]
+    assert first == outcome.findings[0]
+    assert f"{ratio(full.layer[256].wall_s / ours.layer[256].wall_s)} (batch 256)" in first
+    assert f"{ratio(full.layer[1].wall_s / ours.layer[1].wall_s)} (batch 1) times as fast as with dopri5" in first
+    assert f"went from {full.accuracy:.1f} to {ours.accuracy:.1f} %" in first
 
 
 def test_network_learns_and_the_layer_matters(demo):
@@ -64,7 +73,7 @@ def test_report_is_one_file_with_pictures(demo):
     report = (demo[1] / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(?:src|href)\s*=\s*"(?!data:|#)', report)
     pictures = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", report)
-    assert len(pictures) >= 4
+    assert len(pictures) == 3
     for picture in pictures:
         image = Image.open(BytesIO(base64.b64decode(picture)))
         assert min(image.size) > 200
@@ -78,7 +87,7 @@ def test_raw_rows_are_json_lines(demo):
     assert [row["accuracy"] for row in rows] == [row.accuracy for row in demo[0].rows]
 
 
-def test_saved_network_is_the_marked_one(demo):
+def test_saved_network_is_the_reduced_one(demo):
     layer = load(demo[1] / "reduced.safetensors")
     assert layer(torch.rand(3, 16, 8, 8)).shape == (3, 16, 8, 8)
     assert "held-out" in str(layer.explain())
@@ -90,9 +99,9 @@ def test_report_says_what_the_layer_says_of_itself(demo):
     report = html.unescape((demo[1] / "report.html").read_text(encoding="utf-8"))
     settings = json.loads((demo[1] / "rows.jsonl").read_text().splitlines()[0])["settings"]
     assert settings["reduction"] == ", ".join(f"{name} {value}" for name, value in explanation.method.items())
-    words = METHODS[method_of(explanation.method)]
+    words = METHODS["distilled" if explanation.tuning else method_of(explanation.method)]
     assert f"The method is {words.words}: {words.explanation}" in report
-    assert f"reduced with {explanation.samples:,} of these images" in report
-    assert explanation.errors, "measured with the marked layer's solver"
+    assert f"with {explanation.samples:,} of these images" in report
+    assert explanation.errors, "measured with the reduced layer's solver"
     assert not explanation.since
     assert explanation.parts[1].what in settings["ODE layer"]
