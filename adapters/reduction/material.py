@@ -127,7 +127,10 @@ class Material:
 
     def full_trial(self, steps: FixedSteps | None) -> Trial:
         """Return what the full network costs and loses with these steps; None for its own solver."""
-        if steps not in self._full_trials:
+        if steps not in self._full_trials and steps is None:
+            loss = self.choose.own_loss(self.metric)
+            self._full_trials[None] = Trial("full", solver_name(self.layer), self.cost(self.layer), loss)
+        elif steps not in self._full_trials:
             self._full_trials[steps] = self.trial(self.with_steps(steps), "full")
         return self._full_trials[steps]
 

@@ -47,7 +47,7 @@ from torchmor.adapters.reduction.validation import (
     Validation,
     unstable,
 )
-from torchmor.adapters.reduction.wish import MAX_LOSSES, Wish
+from torchmor.adapters.reduction.wish import Wish
 from torchmor.adapters.solving.steps import FixedSteps, Steps, fixed_steps, solved_by
 from torchmor.adapters.tuning.lessons import Augment, Lessons
 from torchmor.adapters.tuning.training import tune as tuned_in_place
@@ -185,8 +185,7 @@ class NetworkReductor:
         small, tuning = material.reduced(request, steps), None
         if tune:
             tuning = self._tuner(material, augment)(small.network, LAST_PASSES * effort, None)
-        loss = material.loss(small.network)
-        rival = material.adequate_steps(max(loss, MAX_LOSSES.get(str(self.metric), loss)))
+        rival = material.adequate_steps(material.loss(small.network))
         return self._finished(material, small, request, tuning=tuning, rival=rival)
 
     def _searched(

@@ -177,6 +177,12 @@ class Search:
         most = self.wish.most_cost(self.own)
         return most if rival is None or self.wish.speedup is not None else min(most, self.full(rival).cost)
 
+    @property
+    def _least_cost(self) -> float:
+        """The cost of the cheapest candidate that answers the wish: only cheaper ones are better."""
+        costs = [one.trial.cost for one in self.good()] if self.wish.speedup is None else []
+        return min(costs, default=math.inf)
+
     def _untuned(self) -> Iterator[Candidate]:
         """Yield reductions of all sizes and solvers that are cheap enough, as they are fitted."""
         most, request, found = self._most_cost, self.request, 0
@@ -206,6 +212,7 @@ class Search:
         """Tune the promising candidates by successive halving, the cheapest first."""
         field = self._promising()
         for count, passes in ROUNDS:
+            field = [one for one in field if one.trial.cost < self._least_cost]
             field = sorted(self._most_promising(field, count), key=lambda one: one.trial.cost)
             for i, one in enumerate(track(list(field), f"tuning {len(field)} candidates")):
                 field[i] = self._tuned(one, tune, passes * self.effort)
@@ -214,8 +221,7 @@ class Search:
 
     def _promising(self) -> list[Candidate]:
         """Return candidates that no other beats, and that are cheaper than those that answer the wish already."""
-        best = min((one.trial.cost for one in self.good()), default=math.inf) if self.wish.speedup is None else math.inf
-        most = min(best, math.nextafter(self._most_cost, math.inf))
+        most = min(self._least_cost, math.nextafter(self._most_cost, math.inf))
         found: list[Candidate] = []
         for one in sorted(self.tried, key=lambda one: (one.trial.cost, one.trial.loss)):
             if one.trial.cost < most and one.trial.loss < (found[-1].trial.loss if found else math.inf):

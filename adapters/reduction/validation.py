@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -117,28 +118,35 @@ class Validation:
 
     def loss(self, metric: Metric, small: nn.Module) -> float:
         """Return the loss of a smaller network against the full one; infinity where it has no finite solution."""
-        outputs = []
-        with evaluation(small):
-            try:
-                for batch, _, _ in self.full:
-                    outputs.append(call_network(small, batch))
-            except SolverError:
-                return float("inf")
-        labels = [labels for _, labels, _ in self.full if labels is not None]
-        reference = self._joined([full.network for _, _, full in self.full])
-        return loss(metric, self._joined(outputs), reference, torch.cat(labels) if labels else None)
+        found = self._outputs(small)
+        return float("inf") if found is None else loss(metric, found, self._exact, self._labels)
+
+    def own_loss(self, metric: Metric) -> float:
+        """Return the loss of the full network against itself, in a metric of somebody's own."""
+        return loss(metric, self._exact, self._exact, self._labels)
 
     def confirmed(self, metric: Metric, small: nn.Module, confidence: float) -> ConfirmedLoss:
         """Return the loss of a smaller network against the full one, with a bound of that on all data like this."""
-        with evaluation(small):
-            try:
-                outputs = [call_network(small, batch) for batch, _, _ in self.full]
-            except SolverError:
-                return ConfirmedLoss(math.inf, math.inf, confidence, self.samples)
+        found = self._outputs(small)
+        if found is None:
+            return ConfirmedLoss(math.inf, math.inf, confidence, self.samples)
+        return confirmed_loss(metric, found, self._exact, self._labels, self.samples, confidence)
+
+    def _outputs(self, small: nn.Module) -> Any:
+        """Return the joined outputs of a smaller network; None where it has no finite solution."""
+        with evaluation(small), suppress(SolverError):
+            return self._joined([call_network(small, batch) for batch, _, _ in self.full])
+        return None
+
+    @cached_property
+    def _exact(self) -> Any:
+        """The joined outputs of the full network."""
+        return self._joined([full.network for _, _, full in self.full])
+
+    @cached_property
+    def _labels(self) -> Tensor | None:
         labels = [labels for _, labels, _ in self.full if labels is not None]
-        reference = self._joined([full.network for _, _, full in self.full])
-        known = torch.cat(labels) if labels else None
-        return confirmed_loss(metric, self._joined(outputs), reference, known, self.samples, confidence)
+        return torch.cat(labels) if labels else None
 
     @property
     def samples(self) -> int:
