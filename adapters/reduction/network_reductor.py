@@ -63,6 +63,7 @@ from torchmor.engine.errors import (
     UnknownLayerError,
 )
 from torchmor.engine.explanation import Explanation, Trial
+from torchmor.engine.findings import Clock
 from torchmor.engine.reduction import Reduction, SnapshotReductor
 from torchmor.engine.sizes import ReductionRequest, Size
 
@@ -251,9 +252,7 @@ class NetworkReductor:
             )
         if chosen is None:
             coarse = self._steps_within(errors.get("network output", 0.0))
-        batch = next(iter(replace(self._calibration, mask=None)))
-        budget_s = min(max(CLOCK_SHARE * (now() - self._began), CLOCK_LEAST_S), CLOCK_MOST_S)
-        clock = clocked(self._copy, small.network, self.name, batch, coarse, budget_s, self.seed)
+        clock = self._timed(small.network, coarse)
         reduced.explanation = Explanation(
             parts=reduction.parts,
             method=request.method,
@@ -323,6 +322,12 @@ class NetworkReductor:
     def _evaluations(self) -> int:
         """Most evaluations of the full layer in a forward pass."""
         return max(self._offline.snapshots.nfe)
+
+    def _timed(self, network: nn.Module, coarse: Steps | None) -> Clock:
+        """Return times of a reduced network beside those of the full one, with its own solver and with coarse steps."""
+        batch = next(iter(replace(self._calibration, mask=None)))
+        budget_s = min(max(CLOCK_SHARE * (now() - self._began), CLOCK_LEAST_S), CLOCK_MOST_S)
+        return clocked(self._copy, network, self.name, batch, coarse, budget_s, self.seed)
 
     def _steps_within(self, error: float) -> Steps | None:
         """Return the cheapest coarse steps of the full layer whose error of the network's output is not larger."""
