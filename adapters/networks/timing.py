@@ -13,7 +13,7 @@ import torch
 
 _Name = TypeVar("_Name")
 
-#: Rounds before those that count.
+#: Rounds before those that count, if nothing else is asked for.
 WARM_UP = 2
 
 #: Rounds that count even when they take longer than the budget, if nothing else is asked for.
@@ -70,6 +70,7 @@ def compare_times(
     repeats: int = 15,
     budget_s: float = math.inf,
     fewest: int = FEWEST,
+    warm_up: int = WARM_UP,
     seed: int = 0,
 ) -> dict[_Name, Timing]:
     """Time several calls in one process, interleaved: what disturbs the machine disturbs all of them.
@@ -82,12 +83,14 @@ def compare_times(
     calls
         Name → call without arguments.
     repeats
-        Rounds that count; two more before them warm up.
+        Rounds that count.
     budget_s
         A call that has had its equal share of so many seconds, by its least time, sits out the rounds that follow: what
         disturbs the first calls does not make their number small.
     fewest
         Rounds that count for each call, whatever they take.
+    warm_up
+        Rounds before those that count.
     seed
         Of the orders.
     """
@@ -99,10 +102,10 @@ def compare_times(
     gc.disable()
     try:
         with torch.no_grad():
-            for _ in range(WARM_UP + repeats):
+            for _ in range(warm_up + repeats):
                 for i in order.permutation(len(names)):
                     made = walls[names[i]]
-                    if len(made) >= WARM_UP + fewest and len(made) * min(made) > share_s:
+                    if len(made) >= warm_up + fewest and len(made) * min(made) > share_s:
                         continue
                     start = now()
                     calls[names[i]]()
@@ -110,7 +113,7 @@ def compare_times(
     finally:
         if collects:
             gc.enable()
-    return {name: _timing(values[WARM_UP:]) for name, values in walls.items()}
+    return {name: _timing(values[warm_up:]) for name, values in walls.items()}
 
 
 def _timing(values: list[float]) -> Timing:

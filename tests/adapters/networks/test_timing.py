@@ -41,6 +41,7 @@ def test_a_slow_call_is_repeated_less_often(monkeypatch):
 
     assert repeats(12.0) == repeats(100.0) == [15, 3]
     assert repeats(9.0, fewest=1) == [15, 2] and repeats(100.0, fewest=1) == [15, 1]
+    assert repeats(20.0, fewest=1, warm_up=0) == [15, 2] and repeats(100.0, fewest=1, warm_up=0) == [15, 1]
 
 
 def test_disturbances_do_not_make_repeats_few(monkeypatch):
