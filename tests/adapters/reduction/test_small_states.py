@@ -45,7 +45,7 @@ def test_the_search_keeps_a_small_state(reductor):
     """Without any size, where smaller states lose more than is allowed."""
     small = reductor.reduce(max_loss=0.02)
     state, *stages = small.explain().parts
-    assert (state.reduced, state.why) == (15, "kept: as asked")
+    assert (state.reduced, state.why) == (15, "kept: chosen by the search")
     assert all(part.reduced <= 32 for part in stages)
     assert not hasattr(small.encode, "weight"), "nothing is encoded"
     dims = {trial.sizes.split(",")[0] for trial in small.explain().curve}
