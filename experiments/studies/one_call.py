@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from torch import nn
 
 from torchmor.experiments.architectures.small_networks import dense_network, grouped_network
 from torchmor.experiments.data.images import digits
 from torchmor.experiments.data.labelled import DataSet
 from torchmor.experiments.measure.delivery import DEFAULT_LOSS, Call, Delivery, deliver
-from torchmor.experiments.measure.progress import progress
 from torchmor.experiments.measure.surroundings import surroundings, threads_in_words
 from torchmor.experiments.report.one_call_report import print_one_call, write_one_call_report
 from torchmor.experiments.report.results_file import ResultsFile
@@ -135,6 +135,7 @@ def run_one_call(
     setting.folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "data": {subject.key: subject.data.name for subject in chosen},
+        "split": f"seed {setting.seed}",
         "calls": {
             subject.key: ", ".join(f"{name}={value!r}" for name, value in subject.options.items()) for subject in chosen
         },
@@ -146,19 +147,22 @@ def run_one_call(
         **{key: value for key, value in surroundings().items() if key != "threads"},
     }
     results = ResultsFile(setting.folder / "results.jsonl", settings, Delivery)
+    aside = Console(stderr=True)  # what is printed begins with the verdict
     if results.renamed is not None:
-        console.print(f"results of a run with other settings are now in {results.renamed}", highlight=False)
-    with progress("calls", len(chosen) * len(seeds) + coverage) as bar:
-        found = []
-        for key, seed, make in _calls(chosen, seeds, coverage, setting):
-            known = results.find(key, seed, "one call", {}, "own")
-            if not isinstance(known, Delivery):
-                budget_s = QUICK_BUDGET_S if setting.quick else BUDGET_S
-                timing_threads = None if key == KEY else setting.timing_threads
-                known = deliver(key, make(), timing_threads=timing_threads, budget_s=budget_s)
-                results.add(key, seed, "one call", {}, "own", known)
-            found.append(known)
-            bar.advance()
+        aside.print(f"results of a run with other settings are now in {results.renamed}", highlight=False)
+    if results.damaged:
+        aside.print(f"{results.damaged} damaged lines of {results.path} are measured again", highlight=False)
+    found = []
+    for key, seed, make in _calls(chosen, seeds, coverage, setting):
+        known = results.find(key, seed, "one call", {}, "own")
+        if not isinstance(known, Delivery):
+            budget_s = QUICK_BUDGET_S if setting.quick else BUDGET_S
+            timing_threads = None if key == KEY else setting.timing_threads
+            known = deliver(key, make(), timing_threads=timing_threads, budget_s=budget_s)
+            results.add(key, seed, "one call", {}, "own", known)
+            words = escape(known.found or known.said)
+            aside.print(f"{key}, seed {seed}: {words} [dim]({known.offline_s:.0f} s)[/dim]", highlight=False)
+        found.append(known)
     titles = {subject.key: subject.title for subject in chosen}
     report = setting.folder / "report.html"
     write_one_call_report(report, command, found, titles, KEY, settings)

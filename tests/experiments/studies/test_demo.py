@@ -14,7 +14,7 @@ from rich.console import Console
 from torchmor.adapters import load
 from torchmor.experiments.measure.comparison import BATCHES
 from torchmor.experiments.measure.methods import METHODS
-from torchmor.experiments.report.table import ratio
+from torchmor.experiments.report.verdict import gained_and_lost
 from torchmor.experiments.studies.candidates import method_of
 from torchmor.experiments.studies.demo import run_demo
 
@@ -44,11 +44,9 @@ def test_table_has_the_rows_of_an_honest_comparison(demo):
 def test_first_line_says_what_was_gained_and_lost(demo):
     outcome, _, printed = demo
     full, (ours,) = outcome.rows[0], [row for row in outcome.rows if row.ours]
-    first = printed.splitlines()[0]
-    assert first == outcome.findings[0]
-    assert f"{ratio(full.layer[256].wall_s / ours.layer[256].wall_s)} (batch 256)" in first
-    assert f"{ratio(full.layer[1].wall_s / ours.layer[1].wall_s)} (batch 1) times as fast as with dopri5" in first
-    assert f"went from {full.accuracy:.1f} to {ours.accuracy:.1f} %" in first
+    explanation = load(demo[1] / "reduced.safetensors").explain()
+    assert printed.splitlines()[0] == outcome.findings[0] == gained_and_lost(outcome.rows, explanation)
+    assert f"went from {full.accuracy:.1f} to {ours.accuracy:.1f} %" in outcome.findings[0]
 
 
 def test_network_learns_and_the_layer_matters(demo):

@@ -281,7 +281,7 @@ def test_the_whole_command(tmp_path, capsys, monkeypatch):
     assert not exit_.value.code
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()][1:]
     assert [(row["network"], row["seed"]) for row in rows] == [("dense", 0), (KEY, 0)]
-    assert (tmp_path / "report.html").exists() and "dense: Perceptron on digits" in capsys.readouterr().out
+    assert (tmp_path / "report.html").exists() and "dense: Perceptron" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", ["-1", str(2**33)])
