@@ -212,6 +212,7 @@ class Explanation:
             "curve": [trial.to_json() for trial in self.curve],
             "chosen": self.chosen.to_json() if self.chosen else None,
             "clock": self.clock.to_json() if self.clock else None,
+            "tuning": self.tuning.to_json() if self.tuning else None,
         }
 
     @classmethod
@@ -224,7 +225,7 @@ class Explanation:
             "chosen": Trial.from_json(data["chosen"]) if data.get("chosen") else None,
             "steps": EqualSteps(**data["steps"]) if data.get("steps") else None,
             "confirmed": ConfirmedLoss(**data["confirmed"]) if data.get("confirmed") else None,
-            "tuning": Tuning(**data["tuning"]) if data.get("tuning") else None,
+            "tuning": Tuning.from_json(data["tuning"]) if data.get("tuning") else None,
             "clock": Clock.from_json(data["clock"]) if data.get("clock") else None,
         }
         known = {field.name for field in fields(cls)}  # a later version may tell more

@@ -33,6 +33,9 @@ RATES, TRIAL_SHARE = (1e-2, 1e-3), 0.125
 #: Where the loss in the exam is more than so many times that in the lessons, mixtures are tried.
 MEMORISED = 1.2
 
+#: A further round of lessons for so many passes: each costs what the full network takes to answer.
+EPOCHS_OF_A_ROUND = 10
+
 
 def reduced_layers(network: nn.Module) -> list[ReducedODELayer]:
     """Return the reduced layers of a network."""
@@ -84,14 +87,15 @@ def tune(
         training.begin(layers)
         if learning_rate is None:
             learning_rate = training.better_rate(epochs) if like is None else like.learning_rate
+        further = min(lessons.rounds, math.ceil(epochs / EPOCHS_OF_A_ROUND))
         asked = lessons.augment is not None or (like is not None and like.augment != "none")
-        rounds, passes = 1 + (min(lessons.rounds, epochs) if asked else 0), epochs
+        rounds, passes = 1 + further * asked, epochs
         training.run(learning_rate, rounds, epochs)
         trained = training.loss_in_lessons()
-        if not asked and like is None and best.loss > MEMORISED * trained and lessons.rounds:
+        if further and not asked and like is None and best.loss > MEMORISED * trained:
             passes += epochs
-            if training.run(learning_rate, 1 + min(lessons.rounds, epochs), epochs):
-                rounds, trained = 1 + min(lessons.rounds, epochs), training.loss_in_lessons()
+            if training.run(learning_rate, 1 + further, epochs):
+                rounds, trained = 1 + further, training.loss_in_lessons()
     for module, mode in modes:
         module.training = mode
     return Tuning(

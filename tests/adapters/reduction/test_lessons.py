@@ -62,7 +62,7 @@ def test_mixtures():
     same = x.flatten(1)[:, :2].float()
     times, whole = torch.linspace(0, 1, 7), torch.rand(20)
     arguments = (x, {"same": same, "label": label}, times, whole)
-    (batch,) = batches(list([arguments]), batched=(True, True, False, False))
+    (batch,) = batches([arguments], batched=(True, True, False, False))
     found = mixed(batch, torch.Generator().manual_seed(1))
     y, named, *rest = found.arguments
     assert torch.equal(named["label"], label)
@@ -135,7 +135,7 @@ def test_what_a_function_must_return(augment, words):
 
 def test_refusals():
     network = dense(method="midpoint").double()
-    with pytest.raises(ValueError, match='expected augment to be None, "mix", "none", or a function.*got \'cutmix\''):
+    with pytest.raises(ValueError, match=r'expected augment to be None, "mix", "none", or a function.*got .cutmix'):
         lessons(network, augment="cutmix")
     with pytest.raises(CalibrationError, match="two samples or more"):
         Lessons(network, batches(), [])
