@@ -103,7 +103,7 @@ def test_further_samples_that_are_asked_for_are_used(augment, words):
     network, small = networks()
     tuned = distill(network, small, X[:60], validation=X[200:], epochs=20, augment=augment)
     told = tuned.ode.explain().tuning
-    assert (told.augment, told.samples) == (words, 5 * 60)
+    assert (told.augment, told.samples) == (words, 3 * 60)
 
 
 def test_the_same_seed_gives_the_same_bits():
