@@ -192,8 +192,12 @@ class _Training:
         return RATES[found.index(min(found))]
 
     def run(self, learning_rate: float, rounds: int, epochs: float) -> bool:
-        """Train on lessons of so many rounds in random order; whether something better was found."""
+        """Train on lessons of so many rounds in random order; whether something better was found.
+
+        The teacher is near enough to the full network for what the student can do by then.
+        """
         loss = self.best.loss
+        self.teacher = self.lessons.teacher(loss)
         self.best.set()
         self._run(learning_rate, rounds, epochs)
         return self.best.loss < loss

@@ -83,6 +83,22 @@ def test_mixtures_are_not_tried_where_nothing_is_learnt_by_heart():
     assert (told.augment, told.epochs, told.samples) == ("none", 4, 200)
 
 
+def test_the_teacher_is_near_enough_for_what_the_student_can_do_by_then(monkeypatch):
+    """Short trials come far already."""
+    network, small = networks()
+    found, asked = lessons(network, augment="none"), []
+    choose = found.teacher
+
+    def teacher(loss):
+        asked.append(loss)
+        return choose(loss)
+
+    monkeypatch.setattr(found, "teacher", teacher)
+    told = tune(small, found, epochs=16)
+    assert asked[0] == told.before > asked[1] > told.after
+    assert told.teacher == found.taught_by(choose(asked[1]))
+
+
 def test_an_earlier_tuning_saves_the_trials():
     network, small = networks(4, 6)
     found = lessons(network, X[:12])
