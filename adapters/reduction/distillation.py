@@ -60,15 +60,15 @@ def distill(
         Inputs in the same form; the parameters of the pass that was best on them are returned. A seeded 20 % of
         `calibration` by default.
     epochs
-        Passes over the data, 1 or more; trials take as many again at most, and a quarter.
+        Passes over the data, 1 or more; as many again where a smaller rate, or mixtures, are tried after them.
     augment
         Where further samples come from, which the full network answers: "mix" for convex combinations of two samples of
         a batch (with the integers of the first, and nothing of batches that stay whole); a function of the arguments of
         a batch that returns such arguments, and may draw from torch's random numbers; "none"; or None for mixtures
         where samples are learnt by heart and mixtures make the loss on the validation data smaller.
     learning_rate
-        Of Adam, relative to the root mean square of each parameter tensor; it falls to zero along a cosine. None: 1e-2
-        or 1e-3, by short trials.
+        Of Adam, relative to the root mean square of each parameter tensor; it falls to zero along a cosine. None: 1e-2,
+        and then 1e-3 where that gains little.
     batch_size, batch_to_inputs, seed, batched
         As in `reduce_network`; the seed is of the order of batches and of further samples, too.
     progress
