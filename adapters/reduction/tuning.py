@@ -26,7 +26,7 @@ from torchmor.engine.findings import Tuning
 #: The deviations of reduced coordinates are those of so many of their values, or more.
 BALANCED_ROWS = 128
 
-#: The learning rate, relative to the root mean square of each parameter tensor, and the one that is tried where more than
+#: The learning rate, relative to the root mean square of each parameter tensor, and one that is tried where more than
 #: a share of the loss is left. Short trials cannot tell: they favour the small rate where the large one does better.
 RATES, LITTLE_GAIN = (1e-2, 1e-3), 0.75
 
