@@ -254,6 +254,7 @@ class Explanation:
             "curve": [trial.to_json() for trial in self.curve],
             "chosen": self.chosen.to_json() if self.chosen else None,
             "clock": self.clock.to_json() if self.clock else None,
+            "tuning": self.tuning.to_json() if self.tuning else None,
         }
 
     @classmethod
@@ -266,7 +267,7 @@ class Explanation:
             "chosen": Trial.from_json(data["chosen"]) if data.get("chosen") else None,
             "steps": EqualSteps(**data["steps"]) if data.get("steps") else None,
             "confirmed": ConfirmedLoss(**data["confirmed"]) if data.get("confirmed") else None,
-            "tuning": Tuning(**data["tuning"]) if data.get("tuning") else None,
+            "tuning": Tuning.from_json(data["tuning"]) if data.get("tuning") else None,
             "clock": Clock.from_json(data["clock"]) if data.get("clock") else None,
             "state_shape": tuple(data.get("state_shape", ())),
         }

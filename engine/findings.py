@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,7 +18,8 @@ class Tuning:
     Parameters
     ----------
     before, after
-        Squared error of the network's output relative to its variance, on data that was not trained on.
+        Squared error of the network's output relative to its variance, on data that was not trained on; infinite
+        where there was no solution.
     trained
         The same at the end, on the data that was trained on.
     epochs, samples
@@ -50,6 +52,16 @@ class Tuning:
     def wants_data(self) -> bool:
         """Whether more calibration data would help: the loss is much smaller on what was trained on."""
         return self.after > MEMORISED * self.trained
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tuning as plain data, null for infinity: JSON has none."""
+        return {key: None if value == math.inf else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Tuning:
+        """Return the tuning of `to_json`."""
+        read: dict[str, Any] = {key: math.inf if value is None else value for key, value in data.items()}
+        return cls(**read)
 
 
 @dataclass(frozen=True)

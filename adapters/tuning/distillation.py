@@ -41,6 +41,8 @@ def distill(
 ) -> nn.Module:
     """Return a copy of a reduced network, its reduced operators tuned to the full network's outputs, without labels.
 
+    The loss is the squared error of the output relative to its variance, whatever the metric of the reduction.
+
     Law: on the validation data the loss of the result is at most that of `reduced`. The reduced layers are solved by
     their own solver in training too; all other modules stay as they are. Steps whose loss or gradients are not finite
     are left out. What `explain()` tells, and the layers' `usual_distance`, are measured again on the validation data.
@@ -48,7 +50,8 @@ def distill(
     Parameters
     ----------
     network
-        The full network: the teacher, with its own solver.
+        The full network: the teacher. For what is trained on, its ODE layers may take coarse steps, where these make a
+        hundredth of the student's error at most, and no more than 1e-3; validation is by its own solver.
     reduced
         The network that `reduce_network` made of it.
     calibration
@@ -57,15 +60,17 @@ def distill(
         Inputs in the same form; the parameters of the pass that was best on them are returned. A seeded 20 % of
         `calibration` by default.
     epochs
-        Passes over the data, 1 or more.
-    classes
-        Whether the output are logits (batch, classes, …), and the loss the Kullback–Leibler divergence from the
-        teacher's class probabilities, instead of the squared error of the output relative to its variance. None: as the
-        layer was reduced, for classes with the metrics "agreement" and "accuracy".
+        Passes over the data, 1 or more; as many again where a smaller rate, or mixtures, are tried after them.
+    augment
+        Where further samples come from, which the full network answers: "mix" for convex combinations of two samples of
+        a batch (with the integers of the first, and nothing of batches that stay whole); a function of the arguments of
+        a batch that returns such arguments, and may draw from torch's random numbers; "none"; or None for mixtures
+        where samples are learnt by heart and mixtures make the loss on the validation data smaller.
     learning_rate
-        Of Adam, relative to the root mean square of each parameter tensor; it falls to zero along a cosine.
+        Of Adam, relative to the root mean square of each parameter tensor; it falls to zero along a cosine. None: 1e-2,
+        and then 1e-3 where that gains little.
     batch_size, batch_to_inputs, seed, batched
-        As in `reduce_network`; the seed is of the order of batches, too.
+        As in `reduce_network`; the seed is of the order of batches and of further samples, too.
     progress
         Show progress on a terminal.
 
@@ -74,7 +79,7 @@ def distill(
     UnknownLayerError
         `reduced` has no reduced layer.
     CalibrationError, NonFiniteError
-        The data is unusable.
+        The data, or what `augment` makes of it, is unusable.
     UnsupportedOperationError
         The output is not one Tensor.
     ValueError

@@ -18,7 +18,7 @@ from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.networks.calibration import Batch, described
 from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.networks.progress import track
-from torchmor.adapters.solving.steps import COARSE, Steps, own_steps, set_solver, solver_name
+from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, own_steps, set_solver, solver_name
 from torchmor.adapters.solving.torch_private import tree_leaves, tree_map_only
 from torchmor.adapters.tuning.frozen_part import Memory, remembered
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError, UnsupportedOperationError
@@ -33,8 +33,8 @@ FURTHER, FURTHER_BYTES = 4, 2**29
 #: share of the student's, and at most so large.
 TEACHING_SHARE, TEACHING_ERROR = 0.01, 1e-3
 
-#: Steps that are tried for it, the cheapest first.
-TEACHERS = tuple(sorted((*COARSE, Steps("rk4", 2)), key=lambda steps: steps.evaluations))
+#: Steps that are tried for it; these methods from each output time of the layer to the next, too.
+TEACHERS, BETWEEN_TIMES = (*COARSE, Steps("rk4", 2), Steps("rk4", 4)), ("euler", "midpoint", "rk4")
 
 
 class Lesson(NamedTuple):
@@ -100,9 +100,9 @@ class Lessons:
             raise CalibrationError(
                 "expected two samples or more, of which some are held out, got one: give more, or pass validation="
             )
-        self._teachers: dict[Steps | None, nn.Module] = {None: network}
+        self._teachers: dict[FixedSteps | None, nn.Module] = {None: network}
         self._rounds: dict[int, list[Batch]] = {0: self._real}
-        self._answered: dict[tuple[Steps | None, int], list[Lesson]] = {}
+        self._answered: dict[tuple[FixedSteps | None, int], list[Lesson]] = {}
         self.exam = self._answers(held_out, None)
 
     @property
@@ -129,7 +129,7 @@ class Lessons:
                 return 0
         return most
 
-    def teacher(self, loss: float) -> Steps | None:
+    def teacher(self, loss: float) -> FixedSteps | None:
         """Return the cheapest coarse steps that may teach a student of this loss; None for the network's own solver."""
         allowed = min(TEACHING_ERROR, TEACHING_SHARE * loss)
         for steps, error in self._coarse_errors:
@@ -139,14 +139,13 @@ class Lessons:
                     return steps
         return None
 
-    def taught_by(self, steps: Steps | None) -> str:
+    def taught_by(self, steps: FixedSteps | None) -> str:
         """Return the full network's solver in words."""
-        if steps is not None:
-            return str(steps)
-        names = {solver_name(cast(ODELayer, self.network.get_submodule(name))) for name in self.layers}
+        teacher = self._teachers[steps]
+        names = {solver_name(cast(ODELayer, teacher.get_submodule(name))) for name in self.layers}
         return ", ".join(sorted(names)) or "its own solver"
 
-    def round(self, made: int, steps: Steps | None) -> list[Lesson]:
+    def round(self, made: int, steps: FixedSteps | None) -> list[Lesson]:
         """Return the real batches, or as many that are made of them, with the full network's outputs.
 
         Parameters
@@ -175,20 +174,24 @@ class Lessons:
         return (output[known] - target[known]).square().mean() / self.scale
 
     @cached_property
-    def _coarse_errors(self) -> list[tuple[Steps, float]]:
+    def _coarse_errors(self) -> list[tuple[FixedSteps, float]]:
         """Coarse steps that are cheaper than the network's own solver, and their errors in the exam."""
         if not self.layers:
             return []
-        own = min(_evaluations(cast(ODELayer, self.network.get_submodule(name))) for name in self.layers)
-        found = []
-        for steps in TEACHERS:
-            if steps.evaluations < own:
+        layer = min((cast(ODELayer, self.network.get_submodule(name)) for name in self.layers), key=_evaluations)
+        intervals = len(layer.t) - 1
+        costs: dict[FixedSteps, int] = {steps: steps.evaluations for steps in TEACHERS}
+        if intervals > 1:
+            costs |= {method: Steps(method, intervals).evaluations for method in BETWEEN_TIMES}
+        found: list[tuple[FixedSteps, float]] = []
+        for steps in sorted(costs, key=lambda steps: costs[steps]):
+            if costs[steps] < _evaluations(layer):
                 found.append((steps, self._coarse_error(steps)))
                 if found[-1][1] <= TEACHING_SHARE * TEACHING_ERROR:
                     break
         return found
 
-    def _coarse_error(self, steps: Steps) -> float:
+    def _coarse_error(self, steps: FixedSteps) -> float:
         network = copied(self.network)
         for name in self.layers:
             set_solver(cast(ODELayer, network.get_submodule(name)), steps)
@@ -200,7 +203,7 @@ class Lessons:
         errors = [float(self.loss(output, target)) for (_, output), (_, target) in zip(found, self.exam, strict=True)]
         return weighted(errors, self.exam)
 
-    def _answers(self, batches: Sequence[Batch], steps: Steps | None, real: bool = True) -> list[Lesson]:
+    def _answers(self, batches: Sequence[Batch], steps: FixedSteps | None, real: bool = True) -> list[Lesson]:
         """Return the batches with the outputs of the full network that takes these steps."""
         network = self._teachers[steps]
         layers = [network.get_submodule(name) for name in self.layers]

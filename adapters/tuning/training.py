@@ -26,12 +26,15 @@ from torchmor.engine.findings import Tuning
 #: The deviations of reduced coordinates are those of so many of their values, or more.
 BALANCED_ROWS = 128
 
-#: Learning rates that are tried, relative to the root mean square of each parameter tensor, and the share of all steps
-#: that each trial takes.
-RATES, TRIAL_SHARE = (1e-2, 1e-3), 0.125
+#: The learning rate, relative to the root mean square of each parameter tensor, and one that is tried where more than
+#: a share of the loss is left. Short trials cannot tell: they favour the small rate where the large one does better.
+RATES, LITTLE_GAIN = (1e-2, 1e-3), 0.75
 
 #: Where the loss in the exam is more than so many times that in the lessons, mixtures are tried.
 MEMORISED = 1.2
+
+#: A further round of lessons for so many passes: each costs what the full network takes to answer.
+EPOCHS_OF_A_ROUND = 10
 
 
 def reduced_layers(network: nn.Module) -> list[ReducedODELayer]:
@@ -60,15 +63,15 @@ def tune(
     lessons
         What it learns from.
     epochs
-        Passes over as many batches as there are real ones. Where mixtures are tried after them, there are as many
-        again.
+        Passes over as many batches as there are real ones; as many again where a smaller rate, or mixtures, are tried
+        after them.
     learning_rate
-        Of Adam, relative to the root mean square of each parameter tensor; it falls to zero along a cosine. None: that
-        of `RATES` which is better in a short trial.
+        Of Adam, relative to the root mean square of each parameter tensor; it falls to zero along a cosine. None: 1e-2,
+        and then 1e-3 where that gains little.
     seed
         Of the order of batches.
     like
-        An earlier tuning, whose rate and samples are taken instead of trials.
+        An earlier tuning, whose rate and samples are taken, and nothing else is tried.
     """
     start = time.perf_counter()
     layers = reduced_layers(student)
@@ -82,16 +85,21 @@ def tune(
     ):
         training = _Training(student, lessons, parameters, outputs, best, seed)
         training.begin(layers)
-        if learning_rate is None:
-            learning_rate = training.better_rate(epochs) if like is None else like.learning_rate
+        on_trial = learning_rate is None and like is None
+        rate = learning_rate or (RATES[0] if like is None else like.learning_rate)
+        further = min(lessons.rounds, math.ceil(epochs / EPOCHS_OF_A_ROUND))
         asked = lessons.augment is not None or (like is not None and like.augment != "none")
-        rounds, passes = 1 + (min(lessons.rounds, epochs) if asked else 0), epochs
-        training.run(learning_rate, rounds, epochs)
+        rounds, passes = 1 + further * asked, epochs
+        training.run(rate, rounds, epochs)
         trained = training.loss_in_lessons()
-        if not asked and like is None and best.loss > MEMORISED * trained and lessons.rounds:
+        if on_trial and best.loss > LITTLE_GAIN * best.before:
             passes += epochs
-            if training.run(learning_rate, 1 + min(lessons.rounds, epochs), epochs):
-                rounds, trained = 1 + min(lessons.rounds, epochs), training.loss_in_lessons()
+            if training.run(RATES[1], rounds, epochs):
+                rate, trained = RATES[1], training.loss_in_lessons()
+        elif further and not asked and like is None and best.loss > MEMORISED * trained:
+            passes += epochs
+            if training.run(rate, 1 + further, epochs):
+                rounds, trained = 1 + further, training.loss_in_lessons()
     for module, mode in modes:
         module.training = mode
     return Tuning(
@@ -103,7 +111,7 @@ def tune(
         seconds=time.perf_counter() - start,
         teacher=lessons.taught_by(training.teacher),
         augment="none" if rounds == 1 else "a function" if callable(lessons.augment) else "mix",
-        learning_rate=learning_rate,
+        learning_rate=rate,
         steps=training.steps,
         left_out=training.left_out,
     )
@@ -179,36 +187,22 @@ class _Training:
             _balance_scales(self.student, layer, [batch for batch, _ in self.lessons.round(0, self.teacher)])
         self.best.begin(before)
 
-    def better_rate(self, epochs: int) -> float:
-        """Return the one of `RATES` with which short runs come farther."""
-        start, found = self.best.values, []
-        for rate in RATES:
-            self.best.set(start)
-            found.append(self._run(rate, 1, TRIAL_SHARE * epochs))
-        return RATES[found.index(min(found))]
+    def run(self, learning_rate: float, rounds: int, epochs: int) -> bool:
+        """Train on lessons of so many rounds, with an exam after each pass; whether something better was found.
 
-    def run(self, learning_rate: float, rounds: int, epochs: float) -> bool:
-        """Train on lessons of so many rounds in random order; whether something better was found."""
+        The teacher is near enough to the full network for what the student can do by then.
+        """
         loss = self.best.loss
+        self.teacher = self.lessons.teacher(loss)
         self.best.set()
-        self._run(learning_rate, rounds, epochs)
-        return self.best.loss < loss
-
-    def loss_in_lessons(self) -> float:
-        """Return the loss of the best parameters on as many real batches as there are in the exam."""
-        self.best.set()
-        return self._loss(self.lessons.round(0, self.teacher)[: len(self.lessons.exam)])
-
-    def _run(self, learning_rate: float, rounds: int, epochs: float) -> float:
-        """Train, with an exam after each pass and at the end; return the smallest loss in them."""
-        steps = math.ceil(epochs * self.lessons.size)
+        steps = epochs * self.lessons.size
         optimiser = torch.optim.Adam(
             [{"params": [p], "lr": learning_rate * _size(p)} for p in self.parameters if p.numel()]
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
         )
-        least, stream = math.inf, self._stream(rounds)
+        stream = self._stream(rounds)
         for step in track(range(1, steps + 1), "tuning"):
             batch, target = next(stream)
             self.steps += 1
@@ -218,13 +212,17 @@ class _Training:
                 schedule.step()
             else:
                 self.left_out += 1
-            if step % self.lessons.size == 0 or step == steps:
+            if step % self.lessons.size == 0:
                 found = self._loss(self.lessons.exam)
                 self.best.consider(found)
-                least = min(least, found)
                 if not math.isfinite(found):
                     break
-        return least
+        return self.best.loss < loss
+
+    def loss_in_lessons(self) -> float:
+        """Return the loss of the best parameters on as many real batches as there are in the exam."""
+        self.best.set()
+        return self._loss(self.lessons.round(0, self.teacher)[: len(self.lessons.exam)])
 
     def _stream(self, rounds: int) -> Iterator[Lesson]:
         """Yield lessons of these rounds in random order, without an end."""

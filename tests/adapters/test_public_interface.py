@@ -55,6 +55,7 @@ SIGNATURES = {
         "*": None,
         "validation": None,
         "epochs": 10,
+        "augment": None,
     },
     "full_order_model": {"layer": REQUIRED, "example_state": REQUIRED, "example_input": None, "t": None},
     "collect_snapshots": {"network": REQUIRED, "name": REQUIRED, "calibration": REQUIRED, "*": None, "batch_size": 256},

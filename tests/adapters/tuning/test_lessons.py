@@ -56,6 +56,17 @@ def test_otherwise_its_own_solver_teaches(solver, layers):
     assert torch.equal(found.round(0, None)[1].target, network(X[20:40]))
 
 
+def test_coarse_steps_from_output_time_to_output_time():
+    ode = ODELayer(Tanh(5), t=(0.0, 0.3, 1.0, 2.0), output="trajectory", **EXACT).double()
+    network = Parts(lambda self, x: self.ode(x).transpose(0, 1), ode=ode)
+    found = lessons(network, layers=["ode"])
+    steps = found.teacher(0.05)
+    assert steps == "midpoint"
+    assert found.taught_by(steps) == "3 midpoint steps"
+    with torch.no_grad():
+        assert torch.equal(found.round(0, steps)[0].target, solved_by(network, "ode", steps)(X[:20]))
+
+
 def test_mixtures():
     """Law: convex combinations of two samples, in the same share for all arguments; the first one's integers."""
     x, label = torch.rand(20, 3, 4).double(), torch.arange(20)
@@ -135,7 +146,7 @@ def test_what_a_function_must_return(augment, words):
 
 def test_refusals():
     network = dense(method="midpoint").double()
-    with pytest.raises(ValueError, match=r'expected augment to be None, "mix", "none", or a function.*got .cutmix.'):
+    with pytest.raises(ValueError, match=r'expected augment to be None, "mix", "none", or a function.*got .cutmix'):
         lessons(network, augment="cutmix")
     with pytest.raises(CalibrationError, match="two samples or more"):
         Lessons(network, batches(), [])

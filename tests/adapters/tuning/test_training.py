@@ -41,19 +41,15 @@ def test_a_tuning_tells_what_was_done():
         assert loss == pytest.approx(float(error))
     assert (told.epochs, told.samples, told.augment, told.left_out) == (6, 200, "none", 0)
     assert told.teacher in ("1 midpoint step", "1 Euler step")
-    assert told.learning_rate in RATES
-    assert told.steps == 6 * 4 + 2 * 3, "trials take an eighth each"
+    assert (told.learning_rate, told.steps) == (RATES[0], 6 * 4)
 
 
-@pytest.mark.parametrize("bad", [0, 1])
-def test_the_better_rate_is_found(bad, monkeypatch):
+def test_a_smaller_rate_is_tried_where_the_first_gains_little(monkeypatch):
     network, small = networks()
-    rates = [1e-2, 1e-2]
-    rates[bad] = 1e3
-    monkeypatch.setattr(module, "RATES", tuple(rates))
-    told = tune(small, lessons(network, augment="none"), epochs=4)
-    assert told.learning_rate == 1e-2
-    assert told.after < told.before
+    monkeypatch.setattr(module, "RATES", (1e3, 1e-2))
+    told = tune(small, lessons(network), epochs=4)
+    assert (told.learning_rate, told.epochs) == (1e-2, 8)
+    assert told.after < 0.9 * told.before
 
 
 def test_a_rate_that_is_given_is_obeyed():
@@ -83,6 +79,23 @@ def test_mixtures_are_not_tried_where_nothing_is_learnt_by_heart():
     assert (told.augment, told.epochs, told.samples) == ("none", 4, 200)
 
 
+def test_the_teacher_is_near_enough_for_what_the_student_can_do_by_then(monkeypatch):
+    network, small = networks()
+    found, asked = lessons(network, augment="none"), []
+    choose = found.teacher
+
+    def teacher(loss):
+        asked.append(loss)
+        return choose(loss)
+
+    monkeypatch.setattr(found, "teacher", teacher)
+    told = tune(small, found, epochs=16)
+    assert asked[0] == asked[1] == told.before
+    again = tune(small, found, epochs=2, like=told)
+    assert asked[2] == again.before == told.after
+    assert again.teacher == found.taught_by(choose(told.after))
+
+
 def test_an_earlier_tuning_saves_the_trials():
     network, small = networks(4, 6)
     found = lessons(network, X[:12])
@@ -103,7 +116,7 @@ def test_further_samples_that_are_asked_for_are_used(augment, words):
     network, small = networks()
     tuned = distill(network, small, X[:60], validation=X[200:], epochs=20, augment=augment)
     told = tuned.ode.explain().tuning
-    assert (told.augment, told.samples) == (words, 5 * 60)
+    assert (told.augment, told.samples) == (words, 3 * 60)
 
 
 def test_the_same_seed_gives_the_same_bits():
@@ -111,7 +124,7 @@ def test_the_same_seed_gives_the_same_bits():
 
     def run(seed):
         tuned = copied(small)
-        tune(tuned, lessons(network, X[:12], seed=seed), epochs=10, seed=seed)
+        tune(tuned, lessons(network, augment="mix", seed=seed), epochs=4, seed=seed)
         return tuned.state_dict()
 
     one, again, other = run(0), run(0), run(1)
