@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,8 +19,15 @@ from torchmor.engine.findings import Clock
 #: A reduced layer that is not so many times as fast as the full one is warned about.
 LEAST_GAIN = 1.1
 
-#: Frames from here to the call of `reduce_network`.
-_CALLER = 5
+_ADAPTERS = Path(__file__).parents[1]
+
+
+def callers_level() -> int:
+    """Return the `stacklevel` with which a warning of the calling function names the user's line, outside of here."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_ADAPTERS):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def tell_of_few_samples(parts: Sequence[Part], samples: np.ndarray) -> None:
@@ -40,7 +49,7 @@ def tell_of_few_samples(parts: Sequence[Part], samples: np.ndarray) -> None:
             f"data, errors may be larger than stated. Give at least {math.ceil(needed / 0.8)}, of which a fifth "
             "is held out, or ask for smaller sizes",
             FewSamplesWarning,
-            stacklevel=_CALLER,
+            stacklevel=callers_level(),
         )
 
 
@@ -77,7 +86,7 @@ def tell_of_little_gain(operations: tuple[int, int], clock: Clock) -> None:
         f"{operations[1]:,} multiply-adds a sample, {operations[0]:,} before. Ask for smaller sizes, or for fewer "
         'steps, as solver=("midpoint", 1), or take coarser steps of the full layer instead',
         LittleGainWarning,
-        stacklevel=_CALLER,
+        stacklevel=callers_level(),
     )
 
 
@@ -97,5 +106,5 @@ def tell_of_evaluations(evaluations: int, full: int, reduced: ReducedODELayer) -
         f"the reduced layer's {reduced.method} evaluates its ODE function up to {evaluations:,} times in a forward "
         f"pass, the full layer's {full:,} times: the reduced ODE is stiffer. {instead}",
         LittleGainWarning,
-        stacklevel=_CALLER,
+        stacklevel=callers_level(),
     )

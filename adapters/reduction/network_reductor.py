@@ -29,6 +29,7 @@ from torchmor.adapters.reduction.adaptive_solves import (
 )
 from torchmor.adapters.reduction.advice import (
     LEAST_GAIN,
+    callers_level,
     pays,
     tell_of_evaluations,
     tell_of_few_samples,
@@ -185,7 +186,9 @@ class NetworkReductor:
         small, tuning = material.reduced(request, steps), None
         if tune:
             tuning = self._tuner(material, augment)(small.network, LAST_PASSES * effort, None)
-        rival = material.adequate_steps(material.loss(small.network))
+        rival = None
+        if material.choose.has_loss(self.metric):
+            rival = material.adequate_steps(material.loss(small.network))
         return self._finished(material, small, request, tuning=tuning, rival=rival)
 
     def _searched(
@@ -275,9 +278,11 @@ class NetworkReductor:
                 f"nothing was reduced: state and stages keep their sizes {[part.full for part in reduction.parts]}; "
                 "ask for smaller state_dim or points, or a larger energy_rtol",
                 NotReducedWarning,
-                stacklevel=4,
+                stacklevel=callers_level(),
             )
-        times = times or self._clock(material, small, rival)
+        times, confirmed = times or self._clock(material, small, rival), None
+        if material.confirm.has_loss(self.metric):
+            confirmed = material.confirm.confirmed(self.metric, small.network, confidence or CONFIDENCE)
         explanation = Explanation(
             parts=reduction.parts,
             method=request.method,
@@ -298,7 +303,7 @@ class NetworkReductor:
             },
             points={name: tuple(values.tolist()) for name, values in reduction.points.items()},
             state_shape=reduced.state_shape,
-            confirmed=material.confirm.confirmed(self.metric, small.network, confidence or CONFIDENCE),
+            confirmed=confirmed,
             tuning=tuning,
             clock=times,
         )

@@ -161,7 +161,7 @@ class Search:
         """Return a candidate, tuned for the last time; as it is where that does not help."""
         if self.tune is None or candidate.trial.loss == math.inf:
             return candidate
-        found = self._tuned(candidate, self.tune, LAST_PASSES * self.effort)
+        found = self._tuned(candidate, self.tune, LAST_PASSES * self.effort, anew=True)
         if found.trial.loss <= max(candidate.trial.loss, self.wish.max_loss):
             return found
         self.tried[self.tried.index(found)] = candidate
@@ -238,11 +238,14 @@ class Search:
         last = len(field) - 1
         return [field[round(i * last / (count - 1))] for i in range(count)]
 
-    def _tuned(self, one: Candidate, tune: Tune, passes: int) -> Candidate:
-        """Return a candidate whose layer was tuned; it takes the place of the one before in `tried`."""
+    def _tuned(self, one: Candidate, tune: Tune, passes: int, anew: bool = False) -> Candidate:
+        """Return a candidate whose layer was tuned; it takes the place of the one before in `tried`.
+
+        Rates and further samples that helped one help the others; anew, they are tried again.
+        """
         layer = copy.deepcopy(one.layer)
         network = with_layers(self.material.network, {self.material.name: layer})
-        tuning = tune(network, passes, one.tuning or self._learnt)
+        tuning = tune(network, passes, None if anew else self._learnt)
         self._learnt = self._learnt or tuning
         if one.tuning is not None:
             tuning = replace(tuning, before=one.tuning.before, seconds=one.tuning.seconds + tuning.seconds)

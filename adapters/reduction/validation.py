@@ -121,6 +121,10 @@ class Validation:
         found = self._outputs(small)
         return float("inf") if found is None else loss(metric, found, self._exact, self._labels)
 
+    def has_loss(self, metric: Metric) -> bool:
+        """Whether there are outputs that the metric can compare; classes alone have no relative error."""
+        return metric != "relative" or bool(_real_parts(self._exact))
+
     def own_loss(self, metric: Metric) -> float:
         """Return the loss of the full network against itself, in a metric of somebody's own."""
         return loss(metric, self._exact, self._exact, self._labels)

@@ -20,7 +20,7 @@ from torchmor.adapters import (
     save,
 )
 from torchmor.adapters.networks.timing import Timing
-from torchmor.adapters.reduction import clock, network_reductor
+from torchmor.adapters.reduction import clock, material
 from torchmor.adapters.solving.solve_settings import METHODS
 from torchmor.adapters.solving.steps import Steps, set_solver
 from torchmor.engine.errors import (
@@ -100,9 +100,9 @@ def test_one_offline_stage_serves_all_sizes(method, monkeypatch):
     """Law: NetworkReductor(…).reduce(…) equals reduce_network(…), whatever was reduced before; snapshots come once."""
     network, (x,) = dense(12).double(), DENSE.batch(60)
     collected = []
-    collect = network_reductor.collect_snapshots
+    collect = material.collect_snapshots
     monkeypatch.setattr(
-        network_reductor, "collect_snapshots", lambda *args, **kwargs: collected.append(1) or collect(*args, **kwargs)
+        material, "collect_snapshots", lambda *args, **kwargs: collected.append(1) or collect(*args, **kwargs)
     )
     reductor = NetworkReductor(network, "ode", x, seed=3)
     shared = {size: reductor.reduce(state_dim=size, points=size + 1, **method) for size in (4, 6, 5)}

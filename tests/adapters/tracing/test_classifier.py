@@ -530,7 +530,6 @@ REFUSALS = {
     "determinant": (lambda t, y: y * torch.linalg.det(torch.diag_embed(y))[:, None], "'_linalg_det'", "write the det"),
     "special function": (lambda t, y: torch.special.zeta(y, 2.0), "'special_zeta'", "none of the functions that"),
     "distances": (lambda t, y: y + torch.cdist(y.view(-1, 2, 3), y.view(-1, 2, 3)).sum(), "'_cdist_for", "distances"),
-    "table": (lambda t, y: F.embedding(y.abs().long().clamp(0, 5), WEIGHTS)[..., 0], "'embedding'", "chooses by int"),
     "bits": (lambda t, y: y * (y.view(torch.int64) > 0), "'view_as_dtype'", "it reads the bits"),
     "selection by values": (lambda t, y: y * y[y > 0].sum(), "'index'", "not affine in those arguments"),
 }
