@@ -233,6 +233,11 @@ class Calibration:
         held_out[given] = held_out_mask(int(given.sum()), seed, fraction)
         return replace(self, mask=given & ~held_out), replace(self, mask=held_out)
 
+    def first(self, most: int, seed: int = 0) -> "Calibration":
+        """Return at most so many of the samples, by chance."""
+        count = self.count()
+        return self if count <= most else self.split(seed, most / count)[1]
+
     def total_batches(self) -> int | None:
         """Return the number of batches, where it is known without a pass."""
         if self.in_one_piece:

@@ -54,6 +54,8 @@ class Material:
         The network with an ODELayer, and its name. Nothing of it is changed.
     fit
         Data to fit to.
+    lessons
+        Data to tune to: more of them.
     held_out
         Data to measure errors on.
     choose, confirm
@@ -65,6 +67,7 @@ class Material:
     network: nn.Module
     name: str
     fit: Calibration
+    lessons: Calibration
     held_out: Validation
     choose: Validation
     confirm: Validation

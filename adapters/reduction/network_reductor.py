@@ -41,7 +41,7 @@ from torchmor.adapters.reduction.gradients import Objective
 from torchmor.adapters.reduction.material import Material, Small
 from torchmor.adapters.reduction.metrics import Metric, check_metric
 from torchmor.adapters.reduction.nothing_found import not_confirmed, nothing_found
-from torchmor.adapters.reduction.search import LAST_PASSES, Candidate, Search, Tune
+from torchmor.adapters.reduction.search import LAST, Candidate, Search, Tune
 from torchmor.adapters.reduction.validation import (
     LabelledBatches,
     UnlabelledBatches,
@@ -66,8 +66,11 @@ from torchmor.engine.sizes import ReductionRequest, Size
 #: The share of the offline time in which the result is timed, and how many seconds at least and at most.
 CLOCK_SHARE, CLOCK_LEAST_S, CLOCK_MOST_S = 0.1, 0.3, 5.0
 
-#: Samples in a batch that operators are tuned to; and with fewer batches, each pass counts as several.
-LESSON_SAMPLES, LEAST_LESSONS = 128, 8
+#: Snapshots and gradients are of at most so many samples; tuning takes more.
+FIT_SAMPLES = 2048
+
+#: Samples in a batch that operators are tuned to.
+LESSON_SAMPLES = 128
 
 #: Calibration data of fewer samples is refused.
 LEAST_SAMPLES = 4
@@ -185,7 +188,7 @@ class NetworkReductor:
         material = self._with(chosen=tune)
         small, tuning = material.reduced(request, steps), None
         if tune:
-            tuning = self._tuner(material, augment)(small.network, LAST_PASSES * effort, None)
+            tuning = self._tuner(material, augment)(small.network, LAST * effort, None)
         rival = None
         if material.choose.has_loss(self.metric):
             rival = material.adequate_steps(material.loss(small.network))
@@ -208,6 +211,10 @@ class NetworkReductor:
         good = search.run()
         if confidence is not None and good:
             good = self._confirmed(search, good, confidence)
+        nearest = search.nearest()
+        if not good and nearest is not None:
+            search.polished(nearest)
+            good = search.good()
         passed_over: list[Clock] = []
         for one in good[:MOST_TIMED]:
             one = search.polished(one) if confidence is None else one
@@ -216,10 +223,7 @@ class NetworkReductor:
                 return self._found(search, one, times, confidence)
             passed_over.append(times)
         nearest = search.nearest()
-        best = None
-        if nearest is not None:
-            nearest = search.polished(nearest)
-            best = self._found(search, nearest, None, confidence)
+        best = None if nearest is None else self._found(search, nearest, None, confidence)
         raise nothing_found(search, best, passed_over)
 
     def _confirmed(self, search: Search, good: Sequence[Candidate], confidence: float) -> list[Candidate]:
@@ -347,6 +351,7 @@ class NetworkReductor:
             self._material[chosen] = Material(
                 self.network,
                 self.name,
+                fit.first(FIT_SAMPLES, self.seed),
                 fit,
                 held_out,
                 choose,
@@ -398,11 +403,11 @@ class NetworkReductor:
         @cache
         def lessons() -> Lessons:
             exam = [batch for batch, _, _ in material.choose.full]
-            fit = replace(material.fit, batch_size=LESSON_SAMPLES)
+            fit = replace(material.lessons, batch_size=LESSON_SAMPLES)
             return Lessons(material.copy, fit, exam, layers=(self.name,), augment=augment, seed=self.seed)
 
-        def tune(network: nn.Module, passes: int, like: Tuning | None) -> Tuning:
-            epochs = passes * math.ceil(LEAST_LESSONS / lessons().size)
+        def tune(network: nn.Module, batches: int, like: Tuning | None) -> Tuning:
+            epochs = max(1, round(batches / lessons().size))
             return tuned_in_place(network, lessons(), epochs=epochs, seed=self.seed, like=like)
 
         return tune

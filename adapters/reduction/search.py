@@ -23,19 +23,19 @@ from torchmor.engine.findings import Tuning
 from torchmor.engine.reduction import Reduction
 from torchmor.engine.sizes import ReductionRequest
 
-#: Successive halving: how many candidates are tuned, for how many passes each.
-ROUNDS = ((8, 4), (4, 12), (2, 36))
+#: Successive halving: how many candidates are tuned, for how many batches each.
+ROUNDS = ((8, 64), (4, 192), (2, 576))
 
 #: Losses that are so many times larger than wished may become small enough by tuning.
 PROMISING = 30.0
 
-#: Passes for the network that is returned.
-LAST_PASSES = 40
+#: Batches that the network that is returned is tuned with at last.
+LAST = 1024
 
 #: Sizes that are tried where all cost more than coarse steps of the full layer: one has to be the best.
 AT_LEAST = 4
 
-#: Tunes a network's reduced layers in place: (network, passes, an earlier tuning to go on from) → what it did.
+#: Tunes a network's reduced layers in place: (network, batches, an earlier tuning to go on from) → what it did.
 Tune = Callable[[nn.Module, int, Tuning | None], Tuning]
 
 
@@ -53,6 +53,8 @@ class Candidate:
         Cost and loss.
     tuning
         How it was tuned; None if it was not.
+    done
+        Whether it was tuned for the last time.
     """
 
     request: ReductionRequest
@@ -60,6 +62,7 @@ class Candidate:
     reduction: Reduction
     trial: Trial
     tuning: Tuning | None = None
+    done: bool = False
 
 
 @dataclass(eq=False)
@@ -159,13 +162,13 @@ class Search:
 
     def polished(self, candidate: Candidate) -> Candidate:
         """Return a candidate, tuned for the last time; as it is where that does not help."""
-        if self.tune is None or candidate.trial.loss == math.inf:
+        if self.tune is None or candidate.done or candidate.trial.loss == math.inf:
             return candidate
-        found = self._tuned(candidate, self.tune, LAST_PASSES * self.effort, anew=True)
-        if found.trial.loss <= max(candidate.trial.loss, self.wish.max_loss):
-            return found
-        self.tried[self.tried.index(found)] = candidate
-        return candidate
+        found = self._tuned(candidate, self.tune, LAST * self.effort, anew=True)
+        better = found.trial.loss <= max(candidate.trial.loss, self.wish.max_loss)
+        last = replace(found if better else candidate, done=True)
+        self.tried[self.tried.index(found)] = last
+        return last
 
     def _rank(self, one: Candidate) -> tuple[float, float]:
         return self.wish.rank(one.trial)
@@ -211,11 +214,11 @@ class Search:
     def _tune_promising(self, tune: Tune) -> None:
         """Tune the promising candidates by successive halving, the cheapest first."""
         field = self._promising()
-        for count, passes in ROUNDS:
+        for count, batches in ROUNDS:
             field = [one for one in field if one.trial.cost < self._least_cost]
             field = sorted(self._most_promising(field, count), key=lambda one: one.trial.cost)
             for i, one in enumerate(track(list(field), f"tuning {len(field)} candidates")):
-                field[i] = self._tuned(one, tune, passes * self.effort)
+                field[i] = self._tuned(one, tune, batches * self.effort)
                 if not self.thorough and self.wish.speedup is None and self.wish.is_met(field[i].trial, self.own):
                     return
 
@@ -238,14 +241,14 @@ class Search:
         last = len(field) - 1
         return [field[round(i * last / (count - 1))] for i in range(count)]
 
-    def _tuned(self, one: Candidate, tune: Tune, passes: int, anew: bool = False) -> Candidate:
+    def _tuned(self, one: Candidate, tune: Tune, batches: int, anew: bool = False) -> Candidate:
         """Return a candidate whose layer was tuned; it takes the place of the one before in `tried`.
 
         Rates and further samples that helped one help the others; anew, they are tried again.
         """
         layer = copy.deepcopy(one.layer)
         network = with_layers(self.material.network, {self.material.name: layer})
-        tuning = tune(network, passes, None if anew else self._learnt)
+        tuning = tune(network, batches, None if anew else self._learnt)
         self._learnt = self._learnt or tuning
         if one.tuning is not None:
             tuning = replace(tuning, before=one.tuning.before, seconds=one.tuning.seconds + tuning.seconds)
