@@ -165,10 +165,10 @@ class Validation:
     @cached_property
     def _sample_dims(self) -> list[int]:
         """Where samples lie in each tensor of the output; 0 where batches stay whole."""
-        batch = self.full[0][0]
-        if batch.batched is None or not any(batch.batched):
-            return [0] * len(_tensors(self.full[0][2].network))
-        return [dim or 0 for dim in sample_dims(self.network, batch.arguments, batch.batched)]
+        batch, _, full = self.full[0]
+        flags = batch.batched or ()
+        found = sample_dims(self.network, batch.arguments, flags) if any(flags) else []
+        return [dim or 0 for dim in found or [0] * len(_tensors(full.network))]
 
     def _joined(self, outputs: list[Any]) -> Any:
         """Put outputs of batches together, samples first; what has several lengths becomes one vector."""

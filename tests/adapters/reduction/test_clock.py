@@ -149,16 +149,14 @@ def test_given_sizes_stand_beside_steps_that_are_as_exact():
     network, (x,) = DENSE.network(), DENSE.batch(100)
     network.ode.method = "dopri5"
     reductor = NetworkReductor(network, "ode", x)
-    errors = {
-        str(s): reductor._with(chosen=False).held_out.errors(solved_by(network, "ode", s))["network output"]
-        for s in COARSE
-    }
+    material = reductor._with(chosen=False)
+    errors = {str(s): material.held_out.errors(solved_by(network, "ode", s))["network output"] for s in COARSE}
     seen = set()
     for sizes in ((1, 2), (4, 5), (8, 10)):
         small = reductor.reduce(state_dim=sizes[0], points=sizes[1])
         explanation = small.ode.explain()
         error = explanation.errors["network output"]
-        enough = [s for s in sorted(COARSE, key=lambda s: s.evaluations) if errors[str(s)] <= error]
+        enough = [s for s in sorted(COARSE, key=lambda s: material.full_trial(s).cost) if errors[str(s)] <= error]
         assert adequate(explanation) == [str(s) for s in enough[:1]]
         assert explanation.clock.batches == [1, 100], "the whole batch of the calibration data"
         seen.update(adequate(explanation))
