@@ -173,8 +173,8 @@ def _speed(clock: Clock, part: Literal["layer", "network"]) -> str:
 def _tuning(tuning: Tuning) -> str:
     made = {"none": "", "mix": ", mixtures among them"}.get(tuning.augment, ", those of a function among them")
     text = (
-        f"squared error of the output, relative to its variance, {_short(tuning.before)} -> {_short(tuning.after)} on "
-        f"data that was not trained on; {_counted(tuning.epochs, 'epoch')} of {_counted(tuning.samples, 'sample')}"
+        f"its loss fell from {_short(tuning.before)} to {_short(tuning.after)} on data that was not "
+        f"trained on; {_counted(tuning.epochs, 'epoch')} of {_counted(tuning.samples, 'sample')}"
         f"{made}, in {_number(tuning.seconds)} s, by the full layer with {tuning.teacher}"
     )
     if tuning.after <= _OVERFITTED * tuning.trained:

@@ -18,8 +18,8 @@ class Tuning:
     Parameters
     ----------
     before, after
-        Squared error of the network's output relative to its variance, on data that was not trained on; infinite
-        where there was no solution.
+        Squared error of the network's output relative to its variance, for classes plus the divergence from the full
+        network's, on data that was not trained on; infinite where there was no solution.
     trained
         The same at the end, on the data that was trained on.
     epochs, samples

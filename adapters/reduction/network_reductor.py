@@ -404,7 +404,10 @@ class NetworkReductor:
         def lessons() -> Lessons:
             exam = [batch for batch, _, _ in material.choose.full]
             fit = replace(material.lessons, batch_size=LESSON_SAMPLES)
-            return Lessons(material.copy, fit, exam, layers=(self.name,), augment=augment, seed=self.seed)
+            classes = self.metric in ("agreement", "accuracy")
+            return Lessons(
+                material.copy, fit, exam, layers=(self.name,), augment=augment, classes=classes, seed=self.seed
+            )
 
         def tune(network: nn.Module, batches: int, like: Tuning | None) -> Tuning:
             epochs = max(1, round(batches / lessons().size))

@@ -41,7 +41,8 @@ def distill(
 ) -> nn.Module:
     """Return a copy of a reduced network, its reduced operators tuned to the full network's outputs, without labels.
 
-    The loss is the squared error of the output relative to its variance, whatever the metric of the reduction.
+    The loss is the squared error of the output relative to its variance; where the layer was reduced for classes (by
+    the metrics "agreement" and "accuracy"), plus the Kullback–Leibler divergence from the full network's classes.
 
     Law: on the validation data the loss of the result is at most that of `reduced`. The reduced layers are solved by
     their own solver in training too; all other modules stay as they are. Steps whose loss or gradients are not finite
@@ -106,7 +107,9 @@ def distill(
     full = dict(network.named_modules(remove_duplicate=False))
     same = [name for name in layers if isinstance(full.get(name), ODELayer)]
     with phases(progress):
-        lessons = Lessons(network, data, held_out, layers=same, augment=augment, seed=seed)
+        known = [layer.explanation.metric for layer in layers.values() if layer.explanation is not None]
+        classes = any(metric in ("agreement", "accuracy") for metric in known)
+        lessons = Lessons(network, data, held_out, layers=same, augment=augment, classes=classes, seed=seed)
         tuning = tune(student, lessons, epochs=epochs, learning_rate=learning_rate, seed=seed)
     if tuning.after < tuning.before:
         since = f"distilled on {lessons.samples:,} samples; errors measured again on data that was not trained on"

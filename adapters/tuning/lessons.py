@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.layers.ode_layer import ODELayer
@@ -63,6 +64,8 @@ class Lessons:
     augment
         What makes further samples: "mix", "none", a function from a batch's arguments to such arguments, or None for
         mixtures if they help.
+    classes
+        Whether the outputs are logits (batch, classes, …).
     seed
         Of further samples.
 
@@ -86,6 +89,7 @@ class Lessons:
         *,
         layers: Sequence[str] = (),
         augment: Augment = None,
+        classes: bool = False,
         seed: int = 0,
     ):
         if not (augment in (None, "mix", "none") or callable(augment)):
@@ -94,6 +98,7 @@ class Lessons:
                 f"such arguments, got {augment!r}"
             )
         self.network, self.layers, self.augment, self.seed = network, tuple(layers), augment, seed
+        self.classes = classes
         self.memory = Memory()
         self._real, held_out = list(fit), list(exam)
         if not (self._real and held_out):
@@ -169,9 +174,14 @@ class Lessons:
         return float(targets.var(correction=0)) or float(targets.square().mean()) or 1.0
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the squared error of an output relative to the variance, where the target is finite."""
+        """Return the squared error of an output relative to the variance, where the target is finite.
+
+        Of classes, the Kullback–Leibler divergence from the target's is added: alone it learns small data by heart, and
+        without it, entries that decide no class count as much as those that do.
+        """
         known = target.isfinite()
-        return (output[known] - target[known]).square().mean() / self.scale
+        error = (output[known] - target[known]).square().mean() / self.scale
+        return error + _divergence(output, target) if self.classes else error
 
     @cached_property
     def _coarse_errors(self) -> list[tuple[FixedSteps, float]]:
@@ -250,6 +260,15 @@ def mixed(batch: Batch, generator: torch.Generator) -> Batch:
         for argument, flag in zip(batch.arguments, batch.flags, strict=True)
     )
     return replace(batch, arguments=arguments)
+
+
+def _divergence(output: Tensor, target: Tensor) -> Tensor:
+    """Return the mean divergence of class probabilities, of logits (batch, classes, …)."""
+    found, expected = (logits.movedim(1, -1).flatten(0, -2).log_softmax(-1) for logits in (output, target))
+    masked = expected.isinf()  # classes of no probability say nothing
+    return F.kl_div(
+        found.masked_fill(masked, 0), expected.masked_fill(masked, 0), reduction="batchmean", log_target=True
+    )
 
 
 def weighted(losses: Sequence[float], lessons: Sequence[Lesson]) -> float:

@@ -29,15 +29,19 @@ def test_values(method):
 
 
 @pytest.mark.parametrize("metric", ["agreement", "relative"])
-def test_the_loss_is_that_of_values_whatever_the_metric(metric):
+def test_the_loss_is_that_of_values_and_of_classes_where_they_count(metric):
     network = dense(method="midpoint").double()
     small = reduce_network(network, "ode", X.double(), state_dim=2, points=3, metric=metric)
     held_out = torch.randn(100, 5, dtype=torch.float64)
     tuned = distill(network, small, X.double(), validation=held_out, epochs=20)
     exact = network(held_out).detach()
     for net, found in ((small, tuned.ode.explain().tuning.before), (tuned, tuned.ode.explain().tuning.after)):
-        difference = net(held_out).detach() - exact
-        assert found == pytest.approx(float(difference.square().mean() / exact.var(correction=0)))
+        output = net(held_out).detach()
+        expected = (output - exact).square().mean() / exact.var(correction=0)
+        if metric == "agreement":
+            p, q = exact.softmax(1), output.softmax(1)
+            expected += (p * (p / q).log()).sum(1).mean()
+        assert found == pytest.approx(float(expected), rel=1e-4)  # batches count by their sizes
     assert error(tuned, network, held_out) < 0.8 * error(small, network, held_out)
 
 
