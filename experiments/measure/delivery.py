@@ -14,6 +14,7 @@ from torchmor.adapters import reduce_network
 from torchmor.adapters.layers.evaluation import evaluation
 from torchmor.adapters.networks.timing import compare_times
 from torchmor.adapters.reduction.metrics import loss
+from torchmor.adapters.reduction.wish import MAX_LOSSES
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, solved_by, solver_name
 from torchmor.engine.errors import SolverError, TorchmorError
@@ -23,9 +24,6 @@ from torchmor.experiments.data.labelled import Labelled
 from torchmor.experiments.measure.accuracy import accuracy, predict
 from torchmor.experiments.measure.comparison import BATCHES, evaluations, layer_arguments
 from torchmor.experiments.measure.surroundings import threads
-
-#: The largest loss that a call without `max_loss` allows, by metric.
-DEFAULT_LOSS = {"relative": 0.02, "agreement": 0.01, "accuracy": 0.005}
 
 #: What is timed.
 PARTS: tuple[Literal["layer", "network"], ...] = ("layer", "network")
@@ -75,7 +73,7 @@ class Call:
     @property
     def max_loss(self) -> float:
         """The largest loss that it allows."""
-        return float(self.options.get("max_loss", DEFAULT_LOSS[self.metric]))
+        return float(self.options.get("max_loss", MAX_LOSSES[self.metric]))
 
     def loss(self, network: nn.Module, samples: Labelled) -> float:
         """Return the loss of another network on samples; infinity where its ODE has no solution."""

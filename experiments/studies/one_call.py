@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
+from torchmor.adapters.reduction.wish import MAX_LOSSES
 from torchmor.experiments.architectures.small_networks import dense_network, grouped_network
 from torchmor.experiments.data.images import digits
 from torchmor.experiments.data.labelled import DataSet
-from torchmor.experiments.measure.delivery import DEFAULT_LOSS, Call, Delivery, deliver
+from torchmor.experiments.measure.delivery import Call, Delivery, deliver
 from torchmor.experiments.measure.surroundings import surroundings, threads_in_words
 from torchmor.experiments.report.one_call_report import print_one_call, write_one_call_report
 from torchmor.experiments.report.results_file import ResultsFile
@@ -29,7 +30,7 @@ from torchmor.experiments.studies.functions import (
 from torchmor.experiments.studies.networks import CONVOLUTIONAL, LAYER, RECURRENT, NetworkRecipe
 
 #: Inputs that a call is given at most.
-CALIBRATION = 5000
+CALIBRATION = 20_000
 
 #: Seconds of the timed calls of one part at one batch, and in a quick run.
 BUDGET_S, QUICK_BUDGET_S = 2.0, 0.1
@@ -139,7 +140,7 @@ def run_one_call(
         "calls": {
             subject.key: ", ".join(f"{name}={value!r}" for name, value in subject.options.items()) for subject in chosen
         },
-        "default loss": DEFAULT_LOSS,
+        "default loss": MAX_LOSSES,
         "calibration": f"at most {CALIBRATION:,} training inputs; validation data, with labels where there are any",
         "small networks": SMALL_IN_WORDS,
         "timing": threads_in_words(setting.timing_threads),
