@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from torchmor.adapters import ODELayer, reduce_network
+from torchmor.adapters.reduction.wish import MAX_LOSSES
 from torchmor.adapters.solving.steps import Steps, solved_by
 from torchmor.engine.errors import NothingToReduceError
 from torchmor.engine.findings import Clock, ConfirmedLoss, TimedCall, Tuning
@@ -20,7 +21,7 @@ from torchmor.experiments.data.labelled import DataSet, Labelled
 from torchmor.experiments.data.sequences import load_sequences
 from torchmor.experiments.measure import delivery
 from torchmor.experiments.measure.coverage import fewest_held, interval
-from torchmor.experiments.measure.delivery import DEFAULT_LOSS, Call, Delivery, cheapest_adequate, deliver
+from torchmor.experiments.measure.delivery import Call, Delivery, cheapest_adequate, deliver
 from torchmor.experiments.report.one_call_report import findings
 from torchmor.experiments.studies import coverage, one_call
 from torchmor.experiments.studies.coverage import KEY, TEST, small_call
@@ -116,7 +117,7 @@ def test_what_is_true_of_a_reduced_network(calls):
     assert (found.confirmed, found.tuning, found.clock) == (CONFIRMED, TUNING, CLOCK)
     assert found.held and found.bound == 0.5
     assert (found.ending, found.found) == ("reduced", "state 8, points 12, 1 midpoint step")
-    assert found.max_loss == DEFAULT_LOSS["relative"] and found.accuracy is None
+    assert found.max_loss == MAX_LOSSES["relative"] and found.accuracy is None
     assert calls[0] == {"metric": "relative", "validation": DATA.validation.inputs, "seed": 0, "progress": False}
     assert not dataclasses.replace(found, loss=0.6).held
     assert dataclasses.replace(found, confirmed=None).held is None
