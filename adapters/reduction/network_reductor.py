@@ -69,8 +69,8 @@ CLOCK_SHARE, CLOCK_LEAST_S, CLOCK_MOST_S = 0.1, 0.3, 5.0
 #: Snapshots and gradients are of at most so many samples; tuning takes more.
 FIT_SAMPLES = 2048
 
-#: Samples in a batch that operators are tuned to.
-LESSON_SAMPLES = 128
+#: Samples in a batch that operators are tuned to, and most passes: small data is learnt by heart in more.
+LESSON_SAMPLES, MOST_PASSES = 128, 200
 
 #: Calibration data of fewer samples is refused.
 LEAST_SAMPLES = 4
@@ -410,7 +410,7 @@ class NetworkReductor:
             )
 
         def tune(network: nn.Module, batches: int, like: Tuning | None) -> Tuning:
-            epochs = max(1, round(batches / lessons().size))
+            epochs = min(max(1, round(batches / lessons().size)), MOST_PASSES)
             return tuned_in_place(network, lessons(), epochs=epochs, seed=self.seed, like=like)
 
         return tune
