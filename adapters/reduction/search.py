@@ -26,7 +26,7 @@ from torchmor.engine.sizes import ReductionRequest
 #: Successive halving: how many candidates are tuned, for how many batches each; those of the last round to the end.
 ROUNDS = ((8, 64), (4, 256), (2, 2400))
 
-#: Losses fall about with this power of the batches (measured on two networks, from 125 to 2,000 batches).
+#: Losses fall about with this power of the batches (measured on one network at two sizes, from 125 to 2,000 batches).
 FALL = 0.3
 
 #: Losses that are so many times larger than wished may become small enough by tuning.
