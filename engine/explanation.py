@@ -131,6 +131,10 @@ def frontier(trials: Iterable[Trial]) -> list[Trial]:
     return found
 
 
+#: Metrics of the classes that outputs stand for, rather than of their values.
+CLASS_METRICS = ("agreement", "accuracy")
+
+
 @dataclass(frozen=True)
 class EqualSteps:
     """Equal steps that were tried in the place of an adaptive solver, on held-out calibration data.

@@ -18,9 +18,6 @@ _WIDEST = 34
 #: So many stages are named in the line of sizes.
 _MOST_NAMED = 6
 
-#: Where the error after tuning is so many times that on what was trained on, more data would help.
-_OVERFITTED = 2.0
-
 
 class Table(NamedTuple):
     """Rows of cells, the headings first, and which columns are aligned to the right."""
@@ -177,7 +174,7 @@ def _tuning(tuning: Tuning) -> str:
         f"trained on; {_counted(tuning.epochs, 'epoch')} of {_counted(tuning.samples, 'sample')}"
         f"{made}, in {_number(tuning.seconds)} s, by the full layer with {tuning.teacher}"
     )
-    if tuning.after <= _OVERFITTED * tuning.trained:
+    if not tuning.wants_data:
         return text
     return f"{text}; more calibration data would help: on what was trained on it is {_short(tuning.trained)}"
 

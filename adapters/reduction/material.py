@@ -31,7 +31,7 @@ from torchmor.adapters.reduction.validation import Validation
 from torchmor.adapters.solving.solve_settings import SolvingLayer
 from torchmor.adapters.solving.steps import COARSE, FixedSteps, set_solver, solved_by, solver_name
 from torchmor.engine.errors import SolverError
-from torchmor.engine.explanation import Trial
+from torchmor.engine.explanation import CLASS_METRICS, Trial
 from torchmor.engine.reduction import Reduction, SnapshotReductor
 from torchmor.engine.sizes import ReductionRequest
 
@@ -174,7 +174,7 @@ class Material:
 
     def _gradients(self) -> np.ndarray:
         generator = torch.Generator().manual_seed(self.seed)
-        classes = self.metric in ("agreement", "accuracy")
+        classes = self.metric in CLASS_METRICS
         objective = self.objective or (classes_objective if classes else values_objective)(generator)
         return output_gradients(self.copy, self.name, self.fit, objective, progress=self.progress)
 

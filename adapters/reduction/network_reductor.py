@@ -59,7 +59,7 @@ from torchmor.engine.errors import (
     SolverError,
     UnknownLayerError,
 )
-from torchmor.engine.explanation import MOST_SINGULAR_VALUES, Explanation, Trial
+from torchmor.engine.explanation import CLASS_METRICS, MOST_SINGULAR_VALUES, Explanation, Trial
 from torchmor.engine.findings import Clock, Tuning
 from torchmor.engine.sizes import ReductionRequest, Size
 
@@ -188,7 +188,7 @@ class NetworkReductor:
         material = self._with(chosen=tune)
         small, tuning = material.reduced(request, steps), None
         if tune:
-            tuning = self._tuner(material, augment)(small.network, LAST * effort, None)
+            tuning = self._tuner(material, augment, effort)(small.network, LAST * effort, None)
         rival = None
         if material.choose.has_loss(self.metric):
             rival = material.adequate_steps(material.loss(small.network))
@@ -206,15 +206,15 @@ class NetworkReductor:
     ) -> nn.Module:
         """Return the cheapest copy within a loss, or the best of those that are so much cheaper."""
         material = self._with(chosen=True)
-        tune = self._tuner(material, augment) if tuned else None
+        tune = self._tuner(material, augment, effort) if tuned else None
         search = Search(material, request, wish, solver, tune, effort, thorough=effort > 1 or confidence is not None)
         good = search.run()
-        if confidence is not None and good:
-            good = self._confirmed(search, good, confidence)
         nearest = search.nearest()
         if not good and nearest is not None:
             search.polished(nearest)
             good = search.good()
+        if confidence is not None and good:
+            good = self._confirmed(search, good, confidence)
         passed_over: list[Clock] = []
         for one in good[:MOST_TIMED]:
             one = search.polished(one) if confidence is None else one
@@ -397,20 +397,20 @@ class NetworkReductor:
         budget = min(max(CLOCK_SHARE * (now() - self._began), CLOCK_LEAST_S), CLOCK_MOST_S)
         return clocked(material.copy, small.network, self.name, batch, rival, budget, self.seed)
 
-    def _tuner(self, material: Material, augment: Augment | None) -> Tune:
+    def _tuner(self, material: Material, augment: Augment | None, effort: int) -> Tune:
         """Return what tunes networks, to outputs that are computed once, when they are first needed."""
 
         @cache
         def lessons() -> Lessons:
             exam = [batch for batch, _, _ in material.choose.full]
             fit = replace(material.lessons, batch_size=LESSON_SAMPLES)
-            classes = self.metric in ("agreement", "accuracy")
+            classes = self.metric in CLASS_METRICS
             return Lessons(
                 material.copy, fit, exam, layers=(self.name,), augment=augment, classes=classes, seed=self.seed
             )
 
         def tune(network: nn.Module, batches: int, like: Tuning | None) -> Tuning:
-            epochs = min(max(1, round(batches / lessons().size)), MOST_PASSES)
+            epochs = min(max(1, round(batches / lessons().size)), MOST_PASSES * effort)
             return tuned_in_place(network, lessons(), epochs=epochs, seed=self.seed, like=like)
 
         return tune

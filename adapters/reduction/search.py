@@ -221,8 +221,8 @@ class Search:
             field = [one for one in field if one.trial.cost < self._least_cost]
             field = sorted(self._most_promising(field, count, trained), key=lambda one: one.trial.cost)
             trained += batches
+            last = batches == LAST
             for i, one in enumerate(track(list(field), f"tuning {len(field)} candidates")):
-                last = batches == LAST
                 field[i] = self.polished(one) if last else self._tuned(one, tune, batches * self.effort)
                 if not self.thorough and self.wish.speedup is None and self.wish.is_met(field[i].trial, self.own):
                     return
@@ -257,15 +257,18 @@ class Search:
 
         Rates and further samples that helped one help the others; anew, they are tried again.
         """
-        layer = copy.deepcopy(one.layer)
-        network = with_layers(self.material.network, {self.material.name: layer})
+        found = replace(one, layer=copy.deepcopy(one.layer))
+        network = self.network(found)
         tuning = tune(network, batches, None if anew else self._learnt)
         self._learnt = self._learnt or tuning
         if one.tuning is not None:
-            tuning = replace(tuning, before=one.tuning.before, seconds=one.tuning.seconds + tuning.seconds)
-            tuning = replace(tuning, epochs=one.tuning.epochs + tuning.epochs)
+            sums: dict[str, Any] = {
+                "seconds": one.tuning.seconds + tuning.seconds,
+                "epochs": one.tuning.epochs + tuning.epochs,
+            }
+            tuning = replace(tuning, before=one.tuning.before, **sums)
         trial = replace(one.trial, loss=self.material.loss(network), tuned=True)
-        found = replace(one, layer=layer, trial=trial, tuning=tuning)
+        found = replace(found, trial=trial, tuning=tuning)
         self.tried[self.tried.index(one)] = found
         return found
 

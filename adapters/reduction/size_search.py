@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps
+from torchmor.adapters.solving.steps import COARSE, STEP_METHODS, FixedSteps, Steps
 from torchmor.engine.normalisation import absorbed_stages
 from torchmor.engine.planning import unsampled_stages
 from torchmor.engine.sizes import check_not_too_large, stage_sizes
@@ -21,9 +21,6 @@ MOST_POINTS = 1024
 
 #: Numbers of steps that are tried of a method.
 STEP_COUNTS = (1, 2, 4)
-
-#: Methods whose steps from output time to output time are tried.
-STEP_METHODS = ("euler", "midpoint", "rk4")
 
 
 def choices(state_dim: Any, points: Any, chain: StageChain) -> Iterator[tuple[Any, Any, float]]:

@@ -61,6 +61,9 @@ class Steps:
 #: Steps, or the name of their method: then the solver steps from each output time of the layer to the next.
 FixedSteps = Steps | str
 
+#: Methods whose steps from each output time of a layer to the next are tried.
+STEP_METHODS = ("euler", "midpoint", "rk4")
+
 #: The full network is always shown with these.
 COARSE = (Steps("euler", 1), Steps("euler", 2), Steps("euler", 4), Steps("midpoint", 1), Steps("rk4", 1))
 

@@ -21,6 +21,7 @@ from torchmor.adapters.tuning.lessons import Augment, Lessons
 from torchmor.adapters.tuning.remeasured import describe_again
 from torchmor.adapters.tuning.training import tune
 from torchmor.engine.errors import NothingLearntWarning, UnknownLayerError
+from torchmor.engine.explanation import CLASS_METRICS
 from torchmor.engine.findings import Tuning
 
 
@@ -108,7 +109,7 @@ def distill(
     same = [name for name in layers if isinstance(full.get(name), ODELayer)]
     with phases(progress):
         known = [layer.explanation.metric for layer in layers.values() if layer.explanation is not None]
-        classes = any(metric in ("agreement", "accuracy") for metric in known)
+        classes = any(metric in CLASS_METRICS for metric in known)
         lessons = Lessons(network, data, held_out, layers=same, augment=augment, classes=classes, seed=seed)
         tuning = tune(student, lessons, epochs=epochs, learning_rate=learning_rate, seed=seed)
     if tuning.after < tuning.before:

@@ -19,7 +19,7 @@ from torchmor.adapters.layers.placing import copied
 from torchmor.adapters.networks.calibration import Batch, described
 from torchmor.adapters.networks.evaluation import call_network
 from torchmor.adapters.networks.progress import track
-from torchmor.adapters.solving.steps import COARSE, FixedSteps, Steps, own_steps, set_solver, solver_name
+from torchmor.adapters.solving.steps import COARSE, STEP_METHODS, FixedSteps, Steps, own_steps, set_solver, solver_name
 from torchmor.adapters.solving.torch_private import tree_leaves, tree_map_only
 from torchmor.adapters.tuning.frozen_part import Memory, remembered
 from torchmor.engine.errors import CalibrationError, NonFiniteError, SolverError, UnsupportedOperationError
@@ -34,8 +34,8 @@ FURTHER, FURTHER_BYTES = 4, 2**29
 #: share of the student's, and at most so large.
 TEACHING_SHARE, TEACHING_ERROR = 0.01, 1e-3
 
-#: Steps that are tried for it; these methods from each output time of the layer to the next, too.
-TEACHERS, BETWEEN_TIMES = (*COARSE, Steps("rk4", 2), Steps("rk4", 4)), ("euler", "midpoint", "rk4")
+#: Steps that are tried for it.
+TEACHERS = (*COARSE, Steps("rk4", 2), Steps("rk4", 4))
 
 
 class Lesson(NamedTuple):
@@ -192,7 +192,7 @@ class Lessons:
         intervals = len(layer.t) - 1
         costs: dict[FixedSteps, int] = {steps: steps.evaluations for steps in TEACHERS}
         if intervals > 1:
-            costs |= {method: Steps(method, intervals).evaluations for method in BETWEEN_TIMES}
+            costs |= {method: Steps(method, intervals).evaluations for method in STEP_METHODS}
         found: list[tuple[FixedSteps, float]] = []
         for steps in sorted(costs, key=lambda steps: costs[steps]):
             if costs[steps] < _evaluations(layer):

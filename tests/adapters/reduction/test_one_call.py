@@ -83,6 +83,14 @@ def test_confidence_is_that_of_the_bound(reductor):
     assert isinstance(raised.value.best[1], ReducedODELayer) and len(raised.value.curve) > 10
 
 
+def test_what_the_last_tuning_alone_makes_good_enough_is_confirmed_too(reductor, monkeypatch):
+    run, confirmed, tested = search.Search.run, NetworkReductor._confirmed, []
+    monkeypatch.setattr(search.Search, "run", lambda self: run(self) and [])
+    monkeypatch.setattr(NetworkReductor, "_confirmed", lambda *args: tested.append(args) or confirmed(*args))
+    found = reductor.reduce(max_loss=0.03, confidence=0.9)[1].explain().confirmed
+    assert tested and found.confidence == 0.9 and found.bound <= 0.03
+
+
 def test_what_is_not_faster_on_the_clock_is_passed_over(reductor, monkeypatch):
     chosen = reductor.reduce(max_loss=0.05, tune=False)[1].explain().chosen
     clocked, timed = clock_module.clocked, []
